@@ -1,0 +1,21 @@
+"""Dual-stream vision backbones for Keras."""
+
+from keras_dualstream import conversion
+from keras_dualstream import layers
+from keras_dualstream.models.classifier import ImageClassifier
+from keras_dualstream.models.dualvit import DualViTB
+from keras_dualstream.models.dualvit import DualViTBackbone
+from keras_dualstream.models.dualvit import DualViTL
+from keras_dualstream.models.dualvit import DualViTS
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DualViTB",
+    "DualViTBackbone",
+    "DualViTL",
+    "DualViTS",
+    "ImageClassifier",
+    "conversion",
+    "layers",
+]

@@ -1,0 +1,125 @@
+"""Multi-head attention with the papers' fused projections."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.ops.attention import multi_head_attention
+
+
+class _MultiHead(keras.layers.Layer):
+    """What both kinds of attention share: heads, and an optional output projection."""
+
+    def __init__(self, num_heads, use_projection=True, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.use_projection = use_projection
+        self.projection = None
+
+    def _build_projection(self, input_shape):
+        channels = input_shape[-1]
+        if channels % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide the channels of the input. "
+                f"Received: num_heads={self.num_heads}, channels={channels}"
+            )
+        if self.use_projection:
+            self.projection = self._linear(channels, "projection", input_shape)
+
+    def _linear(self, units, name, input_shape):
+        layer = keras.layers.Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        layer.build(input_shape)
+        return layer
+
+    def _attend(self, query, key, value):
+        output = multi_head_attention(query, key, value, self.num_heads)
+        return output if self.projection is None else self.projection(output)
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "use_projection": self.use_projection}
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class Attention(_MultiHead):
+    """Multi-head attention of some tokens over others.
+
+    `y = Linear(softmax(q kᵀ / √d) v)` with `q = Linear(x)` and
+    `k, v = Linear(context)` fused into one linear layer.
+
+    Args:
+        num_heads: int. Number of heads; divides the channels.
+        use_projection: bool. Whether an output projection follows the heads.
+            Defaults to `True`.
+
+    Call arguments:
+        x: float tensor `(batch, queries, channels)`: the tokens that ask.
+        context: float tensor `(batch, keys, channels)`: the tokens that answer.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide the channels.
+
+    Example:
+
+    >>> pixels, semantics = keras.ops.ones((2, 49, 32)), keras.ops.ones((2, 4, 32))
+    >>> tuple(Attention(num_heads=4)(semantics, pixels).shape)
+    (2, 4, 32)
+
+    Reference:
+        Vaswani et al., "Attention Is All You Need", section 3.2 (2017).
+    """
+
+    def build(self, x_shape, context_shape):
+        self._build_projection(x_shape)
+        self.query = self._linear(x_shape[-1], "query", x_shape)
+        self.key_value = self._linear(2 * x_shape[-1], "key_value", context_shape)
+
+    def call(self, x, context):
+        key, value = ops.split(self.key_value(context), 2, axis=-1)
+        return self._attend(self.query(x), key, value)
+
+    def compute_output_shape(self, x_shape, context_shape):
+        return x_shape
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class SelfAttention(_MultiHead):
+    """Multi-head attention of tokens over themselves.
+
+    `y = Linear(softmax(q kᵀ / √d) v)` with `q, k, v = Linear(x)` fused into one
+    linear layer.
+
+    Args:
+        num_heads: int. Number of heads; divides the channels.
+        use_projection: bool. Whether an output projection follows the heads.
+            Defaults to `True`.
+
+    Call arguments:
+        x: float tensor `(batch, tokens, channels)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide the channels.
+
+    Example:
+
+    >>> tuple(SelfAttention(num_heads=4)(keras.ops.ones((2, 9, 32))).shape)
+    (2, 9, 32)
+
+    Reference:
+        Vaswani et al., "Attention Is All You Need", section 3.2 (2017).
+    """
+
+    def build(self, input_shape):
+        self._build_projection(input_shape)
+        self.query_key_value = self._linear(3 * input_shape[-1], "query_key_value", input_shape)
+
+    def call(self, x):
+        return self._attend(*ops.split(self.query_key_value(x), 3, axis=-1))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

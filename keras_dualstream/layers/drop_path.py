@@ -1,0 +1,93 @@
+"""Stochastic depth."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class DropPath(keras.layers.Layer):
+    """Stochastic depth: drops a residual branch for whole samples in training.
+
+    Each sample's branch is kept with probability `1 - rate` and then scaled by
+    `1 / (1 - rate)`, or replaced by zero: `y = x · b / (1 - rate)`,
+    `b ~ Bernoulli(1 - rate)` per sample. At inference `y = x`.
+
+    Args:
+        rate: float in `[0, 1)`. Probability of dropping a sample's branch.
+            Defaults to `0.0`.
+        seed: int. Seed of the draws. Defaults to `None` (a random seed).
+
+    Call arguments:
+        x: float tensor `(batch, ...)`.
+        training: bool. Whether to drop.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `rate` is not in `[0, 1)`.
+
+    Example:
+
+    >>> branch = keras.ops.ones((4, 8, 8, 16))
+    >>> y = DropPath(0.5, seed=1)(branch, training=True)
+    >>> tuple(y.shape)
+    (4, 8, 8, 16)
+
+    Reference:
+        Huang et al., "Deep Networks with Stochastic Depth", eq. 2 (2016).
+    """
+
+    def __init__(self, rate=0.0, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.drop(x, self.draw(x, training=training))
+
+    def draw(self, x, training=None):
+        """The factor of each sample, `(batch,)`, or `None` where nothing is dropped.
+
+        Drawing is apart from dropping so that a rematerialised block can draw
+        outside of what is computed twice.
+        """
+        if not training or self.rate == 0:
+            return None
+        # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
+        noise = keras.random.uniform((ops.shape(x)[0],), dtype="float32", seed=self.seed_generator)
+        return ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate))
+
+    @staticmethod
+    def drop(x, factor):
+        """`x` times each sample's factor; `x` itself where the factor is `None`."""
+        if factor is None:
+            return x
+        factor = ops.reshape(ops.cast(factor, x.dtype), (-1,) + (1,) * (len(x.shape) - 1))
+        return x * factor
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+def drop_path_rates(rate, depths):
+    """Rates rising linearly from 0 at the first block to `rate` at the last.
+
+    Args:
+        rate: float. Rate of the last block.
+        depths: tuple of int. Blocks per stage.
+
+    Returns:
+        One tuple of floats per stage.
+    """
+    last = max(sum(depths) - 1, 1)
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [tuple(rate * (start + block) / last for block in range(depth)) for start, depth in zip(starts, depths)]

@@ -1,0 +1,48 @@
+"""Learned scale of a residual branch."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class LayerScale(keras.layers.Layer):
+    """Per-channel learned scale of a residual branch, `y = γ · x`.
+
+    Args:
+        initial_value: float. Starting value of every γ. Defaults to `1e-6`.
+
+    Call arguments:
+        x: float tensor `(batch, ..., channels)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> y = LayerScale(0.1)(keras.ops.ones((2, 4, 4, 8)))
+    >>> tuple(y.shape)
+    (2, 4, 4, 8)
+
+    Reference:
+        Touvron et al., "Going deeper with Image Transformers", eq. 4 (2021).
+    """
+
+    def __init__(self, initial_value=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.initial_value = initial_value
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(
+            name="gamma",
+            shape=(input_shape[-1],),
+            initializer=keras.initializers.Constant(self.initial_value),
+        )
+
+    def call(self, x):
+        return x * self.gamma
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "initial_value": self.initial_value}

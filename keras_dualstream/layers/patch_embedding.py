@@ -1,0 +1,74 @@
+"""Overlapping patch embedding."""
+
+import keras
+
+from keras_dualstream.layers.initializers import conv_initializer
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class PatchEmbedding(keras.layers.Layer):
+    """Overlapping patch embedding, `y = LayerNorm(Conv(x))`, padded as PyTorch does.
+
+    The convolution is padded with `kernel_size // 2` zeros on every side (with a
+    stride, `padding="same"` would pad only bottom and right), so a map of height
+    `h` becomes one of height `⌈h / stride⌉` for odd kernels.
+
+    Args:
+        embed_dim: int. Channels of the result.
+        kernel_size: int. Defaults to `3`.
+        strides: int. Defaults to `2`.
+        epsilon: float. Epsilon of the layer normalisation. Defaults to `1e-5`.
+
+    Call arguments:
+        x: float tensor `(batch, height, width, channels)`.
+
+    Returns:
+        Tensor `(batch, ⌈height / strides⌉, ⌈width / strides⌉, embed_dim)`.
+
+    Example:
+
+    >>> y = PatchEmbedding(16)(keras.ops.ones((1, 7, 10, 3)))
+    >>> tuple(y.shape)
+    (1, 4, 5, 16)
+
+    Reference:
+        Wang et al., "PVT v2", section 3.2 (2022).
+    """
+
+    def __init__(self, embed_dim, kernel_size=3, strides=2, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.embed_dim = embed_dim
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.epsilon = epsilon
+        options = {"dtype": self.dtype_policy}
+        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", name="pad", **options)
+        self.projection = keras.layers.Conv2D(
+            embed_dim,
+            kernel_size,
+            strides=strides,
+            data_format="channels_last",
+            kernel_initializer=conv_initializer(),
+            name="projection",
+            **options,
+        )
+        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **options)
+
+    def build(self, input_shape):
+        self.projection.build(self.pad.compute_output_shape(input_shape))
+        self.norm.build(self.compute_output_shape(input_shape))
+
+    def call(self, x):
+        return self.norm(self.projection(self.pad(x)))
+
+    def compute_output_shape(self, input_shape):
+        return self.projection.compute_output_shape(self.pad.compute_output_shape(input_shape))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "embed_dim": self.embed_dim,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "epsilon": self.epsilon,
+        }

@@ -1,0 +1,1 @@
+"""Functional models: backbones, classifiers and their builders."""

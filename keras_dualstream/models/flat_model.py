@@ -1,0 +1,110 @@
+"""A functional model whose layers are known by name, in its config and in its weights file."""
+
+import os
+
+import h5py
+import keras
+
+from keras_dualstream.presets.folder import write_file
+
+
+class FlatModel(keras.Model):
+    """Functional model with a flat config and weights files addressed by layer name.
+
+    Keras numbers a model's layers by class in the order of its graph, so a
+    classifier, its headless model and its backbone would each write another
+    file. Addressed by name, one `.weights.h5` file serves all three.
+    """
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """Saves the weights; the file appears whole or not at all.
+
+        Args:
+            filepath: path ending in `.weights.h5`.
+            overwrite: bool. Whether an existing file is replaced without
+                asking. Defaults to `True`.
+            **kwargs: other arguments of `keras.Model.save_weights`, which then
+                writes the file in Keras' own layout.
+        """
+        filepath = os.fspath(filepath)
+        if kwargs or not filepath.endswith(".weights.h5"):
+            super().save_weights(filepath, overwrite=overwrite, **kwargs)
+        elif os.path.exists(filepath) and not overwrite:
+            raise ValueError(f"The weights file exists and `overwrite=False`. Received: filepath={filepath!r}")
+        else:
+            write_file(filepath, lambda path: keras.saving.save_weights(_by_name(self.layers), path))
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        """Loads every layer's weights by the layer's name; what else the file holds is left alone.
+
+        Args:
+            filepath: path of a `.weights.h5` file of this model, of its
+                backbone, or of one with the same backbone.
+            skip_mismatch: bool. Whether layers that are missing in the file or
+                have other shapes keep their weights. Defaults to `False`.
+            **kwargs: other arguments of `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: if the file is missing, unreadable or does not fit. The
+                model is then as it was.
+        """
+        filepath = os.fspath(filepath)
+        if not filepath.endswith(".weights.h5"):
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        else:
+            load_layers(self.layers, filepath, skip_mismatch=skip_mismatch, **kwargs)
+
+    def get_config(self):
+        return {"name": self.name, "frozen_layers": [layer.name for layer in self.layers if not layer.trainable]}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        frozen_layers = config.pop("frozen_layers", ())
+        model = cls(**config)
+        for name in frozen_layers:
+            model.get_layer(name).trainable = False
+        return model
+
+
+def load_layers(layers, filepath, **kwargs):
+    """Loads the weights of some layers by name, all of them or none.
+
+    Args:
+        layers: list of layers.
+        filepath: path of a `.weights.h5` file that a `FlatModel` saved.
+        **kwargs: arguments of `keras.saving.load_weights`.
+
+    Raises:
+        ValueError: if the file is missing, unreadable or does not fit.
+    """
+    if not os.path.isfile(filepath):
+        raise ValueError(f"The weights file does not exist. Received: {filepath!r}")
+    before = [(variable, keras.ops.convert_to_numpy(variable)) for layer in layers for variable in layer.weights]
+    try:
+        keras.saving.load_weights(_by_name(layers), filepath, **kwargs)
+    except Exception as error:
+        for variable, value in before:
+            variable.assign(value)
+        if _is_readable(filepath):
+            raise
+        raise ValueError(f"The weights file {filepath!r} is damaged or not HDF5. Cause: {error}") from error
+
+
+def _is_readable(filepath):
+    try:
+        with h5py.File(filepath, "r") as file:
+            file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
+    except Exception:
+        return False
+    return True
+
+
+def _by_name(layers):
+    """A layer that holds `layers` as attributes named like them, for Keras to walk through."""
+    holder = keras.layers.Layer()
+    holder.built = True
+    for layer in layers:
+        if layer.weights:
+            setattr(holder, layer.name, layer)
+    return holder

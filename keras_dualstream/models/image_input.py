@@ -1,0 +1,109 @@
+"""From the user's images to a normalised channels-last tensor."""
+
+import dataclasses
+
+import keras
+
+# Of ImageNet's RGB images in [0, 1], as all four papers normalise.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass
+class ImageOptions:
+    """The arguments that every backbone shares, checked and made definite.
+
+    Args:
+        image_shape: tuple of three int or None, in the order of `data_format`.
+        input_tensor: KerasTensor to use as images, or `None` for a new input.
+        include_preprocessing: bool. Whether images come as RGB in `[0, 255]`
+            and are normalised by the model.
+        pooling: `None`, `"avg"` or `"max"`.
+        data_format: `"channels_last"`, `"channels_first"` or `None` for Keras' own.
+        dtype: dtype, dtype policy or `None` for the global policy.
+
+    Raises:
+        ValueError: if an argument has none of these values.
+    """
+
+    image_shape: tuple
+    input_tensor: object
+    include_preprocessing: bool
+    pooling: str
+    data_format: str
+    dtype: object
+
+    def __post_init__(self):
+        self.dtype = keras.dtype_policies.get(self.dtype)
+        self.data_format = self.data_format or keras.config.image_data_format()
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                "`data_format` must be 'channels_last' or 'channels_first'. "
+                f"Received: data_format={self.data_format!r}"
+            )
+        check_pooling(self.pooling)
+        if self.input_tensor is not None:
+            if not keras.backend.is_keras_tensor(self.input_tensor):
+                raise ValueError(
+                    "`input_tensor` must be a KerasTensor, such as `keras.Input(...)` returns. "
+                    f"Received: input_tensor={self.input_tensor!r}"
+                )
+            self.image_shape = self.input_tensor.shape[1:]
+        self.image_shape = tuple(self.image_shape)
+
+    def begin(self, minimum_size):
+        """The first layers of a backbone.
+
+        Args:
+            minimum_size: int. Smallest height and width the network can take.
+
+        Returns:
+            The KerasTensor of the images as they come, and the normalised one
+            `(batch, height, width, channels)`.
+        """
+        channels = _check_image_shape(self.image_shape, self.data_format, minimum_size)
+        images = self.input_tensor
+        if images is None:
+            # float32 under a mixed policy, float64 under float64.
+            images = keras.Input(self.image_shape, dtype=self.dtype.variable_dtype, name="images")
+        x = images
+        if self.data_format == "channels_first":
+            x = keras.layers.Permute((2, 3, 1), dtype=self.dtype, name="channels_last")(x)
+        if self.include_preprocessing:
+            mean, std = _statistics(channels)
+            variance = [deviation**2 for deviation in std]
+            x = keras.layers.Rescaling(1 / 255, dtype=self.dtype, name="rescale")(x)
+            x = keras.layers.Normalization(
+                axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize"
+            )(x)
+        return images, x
+
+
+def check_pooling(pooling):
+    """Raises a `ValueError` unless `pooling` is `None`, `"avg"` or `"max"`."""
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"`pooling` must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
+
+
+def _check_image_shape(image_shape, data_format, minimum_size):
+    order = "(height, width, channels)" if data_format == "channels_last" else "(channels, height, width)"
+    if len(image_shape) != 3:
+        raise ValueError(f"The shape of the images must be {order}. Received: {image_shape}")
+    *sizes, channels = image_shape if data_format == "channels_last" else (*image_shape[1:], image_shape[0])
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(
+            f"The shape of the images must be {order} with a known number of channels. Received: {image_shape}"
+        )
+    if any(size is not None and size < minimum_size for size in sizes):
+        raise ValueError(
+            f"The shape of the images must be {order} with a height and width of at least {minimum_size} pixels, "
+            f"or None for any. Received: {image_shape}"
+        )
+    return channels
+
+
+def _statistics(channels):
+    """ImageNet's mean and standard deviation; one channel takes their averages, others repeat them in turn."""
+    if channels == 1:
+        return [sum(IMAGE_MEAN) / 3], [sum(IMAGE_STD) / 3]
+    return tuple([values[channel % 3] for channel in range(channels)] for values in (IMAGE_MEAN, IMAGE_STD))
