@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.attention import multi_head_attention
 
@@ -27,7 +28,7 @@ class _MultiHead(keras.layers.Layer):
             self.projection = self._linear(channels, "projection", input_shape)
 
     def _linear(self, units, name, input_shape):
-        layer = keras.layers.Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        layer = Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
         layer.build(input_shape)
         return layer
 

@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.feed_forward import FeedForward
+from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.tokens import map_to_tokens
 
 
@@ -49,9 +51,9 @@ class ClassBlock(keras.layers.Layer):
         self.mlp_ratio = mlp_ratio
         self.epsilon = epsilon
         options = {"dtype": self.dtype_policy}
-        self.norm1 = keras.layers.LayerNormalization(epsilon=epsilon, name="norm1", **options)
+        self.norm1 = LayerNormalization(epsilon=epsilon, name="norm1", **options)
         self.attention = Attention(num_heads, name="attention", **options)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=epsilon, name="norm2", **options)
+        self.norm2 = LayerNormalization(epsilon=epsilon, name="norm2", **options)
         self.feed_forward = FeedForward(mlp_ratio, name="feed_forward", **options)
 
     def build(self, x_shape, z_shape):
@@ -62,7 +64,7 @@ class ClassBlock(keras.layers.Layer):
 
     def call(self, x, z):
         tokens = ops.concatenate([map_to_tokens(x), z], axis=1)
-        c = ops.mean(tokens, axis=1, keepdims=True)
+        c = mean(tokens, axis=1, keepdims=True)
         t = self.norm1(ops.concatenate([c, tokens], axis=1))
         c = c + self.attention(t[:, :1], t)
         c = c + self.feed_forward(self.norm2(c))

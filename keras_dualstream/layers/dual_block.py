@@ -7,6 +7,7 @@ from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.attention import SelfAttention
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
+from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -82,7 +83,7 @@ class SemanticPathway(keras.layers.Layer):
         }
         for step in self.steps:
             setattr(self, step, makers[step]())
-            norm = keras.layers.LayerNormalization(epsilon=epsilon, name=f"{step}_norm", **options)
+            norm = LayerNormalization(epsilon=epsilon, name=f"{step}_norm", **options)
             setattr(self, f"{step}_norm", norm)
             setattr(self, f"{step}_scale", LayerScale(layer_scale_init_value, name=f"{step}_scale", **options))
         self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
@@ -189,11 +190,11 @@ class DualBlock(keras.layers.Layer):
         self.semantic_pathway = SemanticPathway(
             num_heads, drop_path_rate, layer_scale_init_value, semantic_steps, name="semantic_pathway", **options
         )
-        self.norm1 = keras.layers.LayerNormalization(epsilon=1e-6, name="norm1", **options)
-        self.semantic_norm = keras.layers.LayerNormalization(epsilon=1e-5, name="semantic_norm", **options)
+        self.norm1 = LayerNormalization(epsilon=1e-6, name="norm1", **options)
+        self.semantic_norm = LayerNormalization(epsilon=1e-5, name="semantic_norm", **options)
         self.attention = Attention(num_heads, name="attention", **options)
         self.scale1 = LayerScale(layer_scale_init_value, name="scale1", **options)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=1e-6, name="norm2", **options)
+        self.norm2 = LayerNormalization(epsilon=1e-6, name="norm2", **options)
         self.feed_forward = FeedForward(mlp_ratio, kernel_size=3, name="feed_forward", **options)
         self.scale2 = LayerScale(layer_scale_init_value, name="scale2", **options)
         self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)

@@ -3,8 +3,10 @@
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
+from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.ops.gelu import gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -41,7 +43,7 @@ class FeedForward(keras.layers.Layer):
         super().__init__(**kwargs)
         self.mlp_ratio = mlp_ratio
         self.kernel_size = kernel_size
-        self.activation = keras.activations.get(activation)
+        self.activation = gelu if activation == "gelu" else keras.activations.get(activation)
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -63,7 +65,7 @@ class FeedForward(keras.layers.Layer):
         self.reduce.build(hidden_shape)
 
     def _linear(self, units, name):
-        return keras.layers.Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        return Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
 
     def call(self, x):
         x = self.expand(x)
@@ -79,5 +81,5 @@ class FeedForward(keras.layers.Layer):
             **super().get_config(),
             "mlp_ratio": self.mlp_ratio,
             "kernel_size": self.kernel_size,
-            "activation": keras.activations.serialize(self.activation),
+            "activation": "gelu" if self.activation is gelu else keras.activations.serialize(self.activation),
         }

@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
+from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -60,10 +61,10 @@ class MergeBlock(keras.layers.Layer):
         self.layer_scale_init_value = layer_scale_init_value
         self.remat = remat
         options = {"dtype": self.dtype_policy}
-        self.norm1 = keras.layers.LayerNormalization(epsilon=1e-6, name="norm1", **options)
+        self.norm1 = LayerNormalization(epsilon=1e-6, name="norm1", **options)
         self.attention = Attention(num_heads, name="attention", **options)
         self.scale1 = LayerScale(layer_scale_init_value, name="scale1", **options)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=1e-6, name="norm2", **options)
+        self.norm2 = LayerNormalization(epsilon=1e-6, name="norm2", **options)
         self.feed_forward = FeedForward(mlp_ratio, kernel_size=3, name="feed_forward", **options)
         self.semantic_feed_forward = FeedForward(2.0, name="semantic_feed_forward", **options)
         self.scale2 = LayerScale(layer_scale_init_value, name="scale2", **options)

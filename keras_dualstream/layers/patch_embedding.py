@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.initializers import conv_initializer
 
 
@@ -52,7 +53,7 @@ class PatchEmbedding(keras.layers.Layer):
             name="projection",
             **options,
         )
-        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **options)
+        self.norm = LayerNormalization(epsilon=epsilon, name="norm", **options)
 
     def build(self, input_shape):
         self.projection.build(self.pad.compute_output_shape(input_shape))

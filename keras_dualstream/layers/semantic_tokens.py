@@ -3,8 +3,11 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.attention import multi_head_attention
+from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.resample import resize_bicubic
 from keras_dualstream.ops.tokens import map_to_tokens
 
@@ -51,8 +54,8 @@ class SemanticTokens(keras.layers.Layer):
         self.epsilon = epsilon
         options = {"dtype": self.dtype_policy}
         self.pool = keras.layers.AveragePooling2D(pool_size, data_format="channels_last", name="pool", **options)
-        self.query_norm = keras.layers.LayerNormalization(epsilon=epsilon, name="query_norm", **options)
-        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm", **options)
+        self.query_norm = LayerNormalization(epsilon=epsilon, name="query_norm", **options)
+        self.norm = LayerNormalization(epsilon=epsilon, name="norm", **options)
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -68,7 +71,7 @@ class SemanticTokens(keras.layers.Layer):
         self.norm.build(tokens_shape)
 
     def _linear(self, units, name, input_shape, activation=None):
-        layer = keras.layers.Dense(
+        layer = Dense(
             units, activation, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy
         )
         layer.build(input_shape)
@@ -80,7 +83,7 @@ class SemanticTokens(keras.layers.Layer):
         key, value = ops.split(self.key_value(tokens), 2, axis=-1)
         query = self.query(self.query_norm(self._grid_queries(pooled)))
         gathered = multi_head_attention(ops.broadcast_to(query, ops.shape(tokens)), key, value, num_heads=1)
-        weights = self.select(self.squeeze(ops.mean(gathered + tokens, axis=1)))
+        weights = self.select(self.squeeze(mean(gathered + tokens, axis=1)))
         weights = ops.softmax(ops.reshape(weights, (-1, 2, 1, tokens.shape[-1])), axis=1)
         return self.norm(weights[:, 0] * gathered + weights[:, 1] * tokens)
 

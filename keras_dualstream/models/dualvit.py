@@ -8,6 +8,9 @@ from keras_dualstream.layers.class_block import ClassBlock
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.dual_block import SEMANTIC_STEPS
 from keras_dualstream.layers.dual_block import DualBlock
+from keras_dualstream.layers.float64 import BatchNormalization
+from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.merge_block import MergeBlock
@@ -212,8 +215,8 @@ def _stem(x, channels, dtype):
             dtype=dtype,
             name=f"stem_conv{index}",
         )(x)
-        x = keras.layers.BatchNormalization(
-            axis=-1, momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"stem_norm{index}"
+        x = BatchNormalization(
+            momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"stem_norm{index}"
         )(x)
         x = keras.layers.ReLU(dtype=dtype, name=f"stem_relu{index}")(x)
     return x
@@ -228,11 +231,11 @@ def _semantic_embedding(x, z, stage, dtype):
 
 
 def _linear(units, name, dtype):
-    return keras.layers.Dense(units, kernel_initializer=linear_initializer(), dtype=dtype, name=name)
+    return Dense(units, kernel_initializer=linear_initializer(), dtype=dtype, name=name)
 
 
 def _norm(name, dtype, epsilon=1e-6):
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
+    return LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
 DualViTS, DualViTB, DualViTL = (make_builder(name, DualViTBackbone, options) for name, options in VARIANTS.items())

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from keras_dualstream.ops.float64 import is_float64
+
 
 def multi_head_attention(query, key, value, num_heads):
     """Attention of `query` tokens over `key`/`value` tokens, head by head.
@@ -19,12 +21,17 @@ def multi_head_attention(query, key, value, num_heads):
     Returns:
         Tensor `(batch, queries, channels)`.
     """
-    output = ops.dot_product_attention(
-        _split_heads(query, num_heads), _split_heads(key, num_heads), _split_heads(value, num_heads)
-    )
-    return ops.reshape(output, (-1, ops.shape(query)[1], query.shape[-1]))
+    heads = [_split_heads(tokens, num_heads) for tokens in (query, key, value)]
+    attend = _attend_float64 if is_float64(query) else ops.dot_product_attention
+    return ops.reshape(attend(*heads), (-1, ops.shape(query)[1], query.shape[-1]))
 
 
 def _split_heads(tokens, num_heads):
     channels = tokens.shape[-1]
     return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, channels // num_heads))
+
+
+def _attend_float64(query, key, value):
+    """`keras.ops.dot_product_attention`, whose softmax or scale is float32 on every backend, in float64."""
+    weights = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key), axis=-1)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)

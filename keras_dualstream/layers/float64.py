@@ -1,0 +1,68 @@
+"""Keras' linear and normalisation layers, kept in float64 under a float64 policy.
+
+Keras' type promotion turns float64 into float32 on JAX and PyTorch, so its own
+layers lose nine digits there: the error of a normalisation is 2e-7 instead of
+4e-16. Under any other policy these layers are Keras' own to the letter.
+"""
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.float64 import mean as mean_of
+from keras_dualstream.ops.float64 import normalize
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class Dense(keras.layers.Dense):
+    """`keras.layers.Dense` that computes in float64 under a float64 policy.
+
+    Args:
+        *args, **kwargs: the arguments of `keras.layers.Dense`.
+    """
+
+    def call(self, inputs, training=None):
+        if self.compute_dtype != "float64":
+            return super().call(inputs, training=training)
+        x = ops.einsum("...i,io->...o", inputs, self.kernel)
+        if self.bias is not None:
+            x = x + self.bias
+        return x if self.activation is None else self.activation(x)
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization` over the last axis, in float64 under a float64 policy.
+
+    Args:
+        **kwargs: the arguments of `keras.layers.LayerNormalization`, but for `axis`.
+    """
+
+    def call(self, inputs):
+        if self.compute_dtype != "float64":
+            return super().call(inputs)
+        mean = mean_of(inputs, axis=-1, keepdims=True)
+        variance = mean_of(ops.square(inputs - mean), axis=-1, keepdims=True)
+        return normalize(inputs, mean, variance, self.gamma, self.beta, self.epsilon)
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` over the last axis, in float64 under a float64 policy.
+
+    Args:
+        **kwargs: the arguments of `keras.layers.BatchNormalization`, but for
+            `axis`, `synchronized` and `renorm`.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if self.compute_dtype != "float64":
+            return super().call(inputs, training=training, mask=mask)
+        mean, variance = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
+        if training and self.trainable:
+            axes = tuple(range(len(inputs.shape) - 1))
+            moving_mean, moving_variance = mean, variance
+            mean = mean_of(inputs, axis=axes)
+            variance = mean_of(ops.square(inputs - mean), axis=axes)
+            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
+        return normalize(inputs, mean, variance, self.gamma, self.beta, self.epsilon)
