@@ -54,8 +54,8 @@ def tensors_of(layer, prefix):
         return [Tensor(prefix, layer.gamma)]
     for types, names in PORTED:
         if isinstance(layer, types):
-            variables = ((name, getattr(layer, attribute), axes) for name, attribute, axes in names)
-            return [Tensor(f"{prefix}.{name}", variable, axes) for name, variable, axes in variables if variable is not None]
+            tensors = [Tensor(f"{prefix}.{name}", getattr(layer, attribute), axes) for name, attribute, axes in names]
+            return [tensor for tensor in tensors if tensor.variable is not None]
     raise TypeError(f"No rule converts layers of this type. Received: {type(layer).__name__} for {prefix!r}")
 
 

@@ -89,5 +89,5 @@ def drop_path_rates(rate, depths):
         One tuple of floats per stage.
     """
     last = max(sum(depths) - 1, 1)
-    starts = [sum(depths[:stage]) for stage in range(len(depths))]
-    return [tuple(rate * (start + block) / last for block in range(depth)) for start, depth in zip(starts, depths)]
+    rates = iter([rate * block / last for block in range(sum(depths))])
+    return [tuple(next(rates) for _ in range(depth)) for depth in depths]

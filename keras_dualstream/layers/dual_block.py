@@ -1,7 +1,6 @@
 """Dual-ViT's Dual block: a pixel pathway guided by a semantic pathway."""
 
 import keras
-from keras import ops
 
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.attention import SelfAttention
@@ -98,7 +97,7 @@ class SemanticPathway(keras.layers.Layer):
     def call(self, z, n, training=None, drop_factors=None):
         if drop_factors is None:
             drop_factors = self.draw(z, training=training)
-        for step, factor in zip(self.steps, drop_factors):
+        for step, factor in zip(self.steps, drop_factors, strict=True):
             inputs = [getattr(self, f"{step}_norm")(z)]
             if step == "cross_attention":
                 inputs.append(n)

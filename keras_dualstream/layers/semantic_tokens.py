@@ -71,9 +71,7 @@ class SemanticTokens(keras.layers.Layer):
         self.norm.build(tokens_shape)
 
     def _linear(self, units, name, input_shape, activation=None):
-        layer = Dense(
-            units, activation, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy
-        )
+        layer = Dense(units, activation, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
         layer.build(input_shape)
         return layer
 

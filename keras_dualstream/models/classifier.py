@@ -181,4 +181,7 @@ def _load_pretrained(model, weights_file):
             except ValueError:
                 new.append(layer.name)
     if new:
-        warnings.warn(f"Loaded {weights_file!r}; of another head or none, so these layers are new: {', '.join(new)}.")
+        warnings.warn(
+            f"The file {weights_file!r} has another head or none, so these layers are new: {', '.join(new)}.",
+            stacklevel=3,
+        )

@@ -215,9 +215,7 @@ def _stem(x, channels, dtype):
             dtype=dtype,
             name=f"stem_conv{index}",
         )(x)
-        x = BatchNormalization(
-            momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"stem_norm{index}"
-        )(x)
+        x = BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"stem_norm{index}")(x)
         x = keras.layers.ReLU(dtype=dtype, name=f"stem_relu{index}")(x)
     return x
 

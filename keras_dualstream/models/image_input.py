@@ -38,8 +38,7 @@ class ImageOptions:
         self.data_format = self.data_format or keras.config.image_data_format()
         if self.data_format not in ("channels_last", "channels_first"):
             raise ValueError(
-                "`data_format` must be 'channels_last' or 'channels_first'. "
-                f"Received: data_format={self.data_format!r}"
+                f"`data_format` must be 'channels_last' or 'channels_first'. Received: data_format={self.data_format!r}"
             )
         check_pooling(self.pooling)
         if self.input_tensor is not None:
@@ -73,9 +72,7 @@ class ImageOptions:
             mean, std = _statistics(channels)
             variance = [deviation**2 for deviation in std]
             x = keras.layers.Rescaling(1 / 255, dtype=self.dtype, name="rescale")(x)
-            x = keras.layers.Normalization(
-                axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize"
-            )(x)
+            x = keras.layers.Normalization(axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize")(x)
         return images, x
 
 

@@ -5,7 +5,7 @@ import os
 from keras_dualstream.presets.folder import read_preset
 
 # Where the published ImageNet-1K checkpoints are announced.
-PUBLISHED = {variant: "https://github.com/YehLi/ImageNetModel" for variant in ("DualViTS", "DualViTB", "DualViTL")}
+PUBLISHED = dict.fromkeys(("DualViTS", "DualViTB", "DualViTL"), "https://github.com/YehLi/ImageNetModel")
 
 
 def find_weights(weights, variant):
