@@ -23,7 +23,10 @@ class Dense(keras.layers.Dense):
     def call(self, inputs, training=None):
         if self.compute_dtype != "float64":
             return super().call(inputs, training=training)
-        x = ops.einsum("...i,io->...o", inputs, self.kernel)
+        # Flat, because TensorFlow's gradient of an einsum with more axes builds one product per position.
+        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        x = ops.einsum("ni,io->no", rows, self.kernel)
+        x = ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
         if self.bias is not None:
             x = x + self.bias
         return x if self.activation is None else self.activation(x)

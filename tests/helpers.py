@@ -1,0 +1,135 @@
+"""What several tests need: small models, weights that show every branch, gradients on every backend."""
+
+import gzip
+import json
+import pathlib
+
+import keras
+import numpy as np
+
+import keras_dualstream
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+
+# A Dual-ViT with every kind of layer, small enough to build in a moment.
+TINY = dict(
+    stem_dim=8,
+    embed_dims=(8, 16, 24, 32),
+    num_heads=(1, 2, 3, 4),
+    depths=(1, 2, 2, 1),
+    mlp_ratios=(2, 2, 2, 2),
+    layer_scale_init_value=0.5,
+)
+
+
+def tiny_model(input_shape=(32, 40, 3), classes=5, **options):
+    """A small classifier made by the public builder."""
+    options = {**TINY, "drop_path_rate": 0.0, **options}
+    return keras_dualstream.DualViTS(input_shape=input_shape, classes=classes, **options)
+
+
+def randomize(model, seed=0):
+    """Draws every weight anew, so that no branch is hidden by a zero or a one."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "seed_generator" in weight.path:
+            continue
+        noise = rng.standard_normal(weight.shape)
+        if weight.path.endswith("moving_variance"):
+            value = 0.5 + rng.random(weight.shape)
+        elif weight.path.endswith("gamma"):
+            value = 0.7 + 0.1 * noise
+        elif len(weight.shape) < 2:
+            value = 0.1 * noise
+        else:
+            value = noise / np.sqrt(np.prod(weight.shape[:-1]))
+        weight.assign(value)
+    return model
+
+
+def images(*shape, seed=0):
+    """Normalised images, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def relative_error(value, expected):
+    """‖value - expected‖ / ‖expected‖."""
+    value, expected = np.asarray(to_numpy(value), "float64"), np.asarray(to_numpy(expected), "float64")
+    assert value.shape == expected.shape
+    return np.linalg.norm(value - expected) / np.linalg.norm(expected)
+
+
+def to_numpy(x):
+    """A tensor of any backend, or an array, as an array."""
+    return x if isinstance(x, (np.ndarray, float)) else keras.ops.convert_to_numpy(x)
+
+
+def read_manifest(variant):
+    """The names and shapes of a variant's PyTorch checkpoint."""
+    with gzip.open(FIXTURES / "parity" / f"{variant}.json.gz", "rt") as file:
+        return json.load(file)
+
+
+def gradient_function(model, loss, training=False):
+    """The function from inputs to `loss(model(*inputs))` and its gradients.
+
+    Args:
+        model: a built model or layer.
+        loss: function from the model's output to a scalar tensor.
+        training: bool. Non-trainable weights move as in training.
+
+    Returns:
+        A function of arrays that returns a float and a list of arrays in the
+        order of `model.trainable_weights`, `None` where no gradient arrives.
+    """
+    make = {"tensorflow": _tensorflow_gradients, "jax": _jax_gradients, "torch": _torch_gradients}
+    compute = make[keras.config.backend()](model, loss, training)
+
+    def run(*arrays):
+        value, gradients = compute(*(keras.ops.convert_to_tensor(array) for array in arrays))
+        return float(value), [None if gradient is None else to_numpy(gradient) for gradient in gradients]
+
+    return run
+
+
+def _tensorflow_gradients(model, loss, training):
+    import tensorflow as tf
+
+    def compute(*inputs):
+        with tf.GradientTape() as tape:
+            value = loss(model(*inputs, training=training))
+        return value, tape.gradient(value, [weight.value for weight in model.trainable_weights])
+
+    return compute
+
+
+def _jax_gradients(model, loss, training):
+    import jax
+
+    @jax.jit
+    def gradients(trainable, non_trainable, inputs):
+        def compute(trainable):
+            outputs, updated = model.stateless_call(trainable, non_trainable, *inputs, training=training)
+            return loss(outputs), updated
+
+        return jax.value_and_grad(compute, has_aux=True)(trainable)
+
+    def compute(*inputs):
+        trainable = [variable.value for variable in model.trainable_variables]
+        non_trainable = [variable.value for variable in model.non_trainable_variables]
+        (value, updated), found = gradients(trainable, non_trainable, inputs)
+        for variable, new in zip(model.non_trainable_variables, updated, strict=True):
+            variable.assign(new)
+        return value, found
+
+    return compute
+
+
+def _torch_gradients(model, loss, training):
+    def compute(*inputs):
+        model.zero_grad()
+        value = loss(model(*inputs, training=training))
+        value.backward()
+        return value.detach(), [weight.value.grad for weight in model.trainable_weights]
+
+    return compute
