@@ -1,5 +1,7 @@
 """Dual-ViT's Dual block: a pixel pathway guided by a semantic pathway."""
 
+import functools
+
 import keras
 
 from keras_dualstream.layers.attention import Attention
@@ -210,8 +212,9 @@ class DualBlock(keras.layers.Layer):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
         semantic_factors = self.semantic_pathway.draw(z, training=training)
         factors = [self.drop_path.draw(x, training=training) for _ in range(2)]
-        forward = keras.remat(self._forward) if self.remat and training else self._forward
-        return forward(x, z, semantic_factors, factors)
+        # Bound, not passed: TensorFlow's recomputation takes no `None`.
+        forward = functools.partial(self._forward, semantic_factors=semantic_factors, factors=factors)
+        return (keras.remat(forward) if self.remat and training else forward)(x, z)
 
     def _forward(self, x, z, semantic_factors, factors):
         n = map_to_tokens(self.norm1(x))

@@ -1,5 +1,7 @@
 """Dual-ViT's Merge block: pixels and semantic tokens attend together."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -81,8 +83,9 @@ class MergeBlock(keras.layers.Layer):
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
         factors = [self.drop_path.draw(x, training=training) for _ in range(2)]
-        forward = keras.remat(self._forward) if self.remat and training else self._forward
-        return forward(x, z, factors)
+        # Bound, not passed: TensorFlow's recomputation takes no `None`.
+        forward = functools.partial(self._forward, factors=factors)
+        return (keras.remat(forward) if self.remat and training else forward)(x, z)
 
     def _forward(self, x, z, factors):
         _, height, width, _ = ops.shape(x)

@@ -182,6 +182,6 @@ def _load_pretrained(model, weights_file):
                 new.append(layer.name)
     if new:
         warnings.warn(
-            f"The file {weights_file!r} has another head or none, so these layers are new: {', '.join(new)}.",
+            f"The file {weights_file!r} has another head or none, so these layers are new: {', '.join(sorted(new))}.",
             stacklevel=3,
         )

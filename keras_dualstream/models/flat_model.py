@@ -16,6 +16,11 @@ class FlatModel(keras.Model):
     file. Addressed by name, one `.weights.h5` file serves all three.
     """
 
+    def __dir__(self):
+        # Keras saves and loads what it finds here, and would walk from a model into its backbone, which shares the
+        # layers, and from a backbone into itself.
+        return [name for name in super().__dir__() if name != "backbone"]
+
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Saves the weights; the file appears whole or not at all.
 

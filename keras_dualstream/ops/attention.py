@@ -21,9 +21,14 @@ def multi_head_attention(query, key, value, num_heads):
     Returns:
         Tensor `(batch, queries, channels)`.
     """
-    heads = [_split_heads(tokens, num_heads) for tokens in (query, key, value)]
-    attend = _attend_float64 if is_float64(query) else ops.dot_product_attention
-    return ops.reshape(attend(*heads), (-1, ops.shape(query)[1], query.shape[-1]))
+    query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
+    # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on TensorFlow.
+    query = query * query.shape[-1] ** -0.5
+    if is_float64(query):
+        output = _attend_float64(query, key, value)
+    else:
+        output = ops.dot_product_attention(query, key, value, scale=1.0)
+    return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
 
 
 def _split_heads(tokens, num_heads):
@@ -32,6 +37,6 @@ def _split_heads(tokens, num_heads):
 
 
 def _attend_float64(query, key, value):
-    """`keras.ops.dot_product_attention`, whose softmax or scale is float32 on every backend, in float64."""
-    weights = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key), axis=-1)
+    """`keras.ops.dot_product_attention`, which turns float64 into float32 on JAX and PyTorch, for scaled queries."""
+    weights = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", query, key), axis=-1)
     return ops.einsum("bhqk,bkhd->bqhd", weights, value)

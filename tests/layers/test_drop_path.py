@@ -1,0 +1,50 @@
+"""Stochastic depth drops whole samples, seeded, and rises over the depth."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import to_numpy
+
+from keras_dualstream.layers import DropPath
+from keras_dualstream.layers.drop_path import drop_path_rates
+
+
+def test_drops_whole_samples_and_scales_the_rest():
+    x = np.ones((1000, 2, 3), "float32")
+    y = to_numpy(DropPath(0.25, seed=1)(x, training=True)).reshape(1000, -1)
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (y == y[:, :1]).all()
+    assert 0.2 < (y == 0).all(axis=1).mean() < 0.3
+
+
+@pytest.mark.parametrize(("rate", "training"), [(0.5, False), (0.5, None), (0.0, True)])
+def test_changes_nothing_at_inference_or_at_rate_zero(rate, training):
+    x = np.random.default_rng(0).random((8, 4)).astype("float32")
+    np.testing.assert_array_equal(to_numpy(DropPath(rate, seed=1)(x, training=training)), x)
+
+
+def test_a_seed_repeats_the_draws_and_each_call_draws_anew():
+    x = np.ones((64, 1), "float32")
+    first, second = DropPath(0.5, seed=5), DropPath(0.5, seed=5)
+    draws = [to_numpy(first(x, training=True)) for _ in range(2)]
+    np.testing.assert_array_equal(draws[0], to_numpy(second(x, training=True)))
+    assert (draws[0] != draws[1]).any()
+
+
+def test_keeps_the_expected_rate_in_bfloat16():
+    x = np.ones((20000, 1), "float32")
+    y = keras.ops.cast(DropPath(0.02, seed=1, dtype="bfloat16")(x, training=True), "float32")
+    assert 0.015 < (to_numpy(y) == 0).mean() < 0.025
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2])
+def test_a_rate_outside_is_refused(rate):
+    with pytest.raises(ValueError, match=r"`rate` must be in \[0, 1\). Received: rate="):
+        DropPath(rate)
+
+
+def test_rates_rise_linearly_from_zero_over_the_whole_depth():
+    rates = drop_path_rates(0.6, (1, 2, 4))
+    assert [len(stage) for stage in rates] == [1, 2, 4]
+    np.testing.assert_allclose(sum(rates, ()), np.linspace(0, 0.6, 7))
+    assert drop_path_rates(0.3, (1,)) == [(0.0,)]

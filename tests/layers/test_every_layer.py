@@ -1,0 +1,134 @@
+"""The contract that every public layer keeps."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import gradient_function
+from helpers import images
+from helpers import randomize
+from helpers import relative_error
+from helpers import to_numpy
+from keras import ops
+
+from keras_dualstream import layers
+
+MAP, TOKENS, PIXELS = (5, 9, 8), (6, 8), (45, 8)
+
+# One row a layer: how to make it with no argument at its default, and the shapes of its inputs.
+LAYERS = {
+    "Attention": (lambda **kw: layers.Attention(2, use_projection=False, **kw), [TOKENS, PIXELS]),
+    "ClassBlock": (lambda **kw: layers.ClassBlock(2, mlp_ratio=3.0, epsilon=1e-4, **kw), [MAP, TOKENS]),
+    "DepthwiseConv2D": (
+        lambda **kw: layers.DepthwiseConv2D((3, 5), 2, "same", activation="relu", data_format="channels_last", **kw),
+        [MAP],
+    ),
+    "DropPath": (lambda **kw: layers.DropPath(0.3, seed=3, **kw), [TOKENS]),
+    "DualBlock": (
+        lambda **kw: layers.DualBlock(2, 3.0, 0.2, 0.5, ("cross_attention", "self_attention"), remat=True, **kw),
+        [MAP, TOKENS],
+    ),
+    "FeedForward": (lambda **kw: layers.FeedForward(3.0, kernel_size=5, activation="silu", **kw), [MAP]),
+    "LayerScale": (lambda **kw: layers.LayerScale(0.3, **kw), [MAP]),
+    "MergeBlock": (lambda **kw: layers.MergeBlock(2, 3.0, 0.2, 0.5, remat=True, **kw), [MAP, TOKENS]),
+    "PatchEmbedding": (lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, **kw), [MAP]),
+    "SelfAttention": (lambda **kw: layers.SelfAttention(4, use_projection=False, **kw), [TOKENS]),
+    "SemanticPathway": (
+        lambda **kw: layers.SemanticPathway(2, 0.2, 0.5, ("feed_forward", "cross_attention"), 1e-4, **kw),
+        [TOKENS, PIXELS],
+    ),
+    "SemanticTokens": (lambda **kw: layers.SemanticTokens(4, 2, 1e-4, **kw), [MAP]),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def name(request):
+    return request.param
+
+
+def make(name, batch=2, **options):
+    """The layer, built with random weights, and arrays to call it on."""
+    maker, shapes = LAYERS[name]
+    layer = maker(**options)
+    arrays = [images(batch, *shape, seed=i) for i, shape in enumerate(shapes)]
+    layer(*arrays)
+    return randomize(layer), arrays
+
+
+def flat(outputs):
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def test_every_public_layer_is_tested_here():
+    assert set(LAYERS) == set(layers.__all__)
+
+
+def test_config_holds_the_arguments_and_gives_an_equal_layer(name):
+    layer, arrays = make(name)
+    config = layer.get_config()
+    restored = type(layer).from_config(config)
+    assert restored.get_config() == config
+    restored(*arrays)
+    restored.set_weights(layer.get_weights())
+    for found, expected in zip(flat(restored(*arrays)), flat(layer(*arrays)), strict=True):
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shape_is_known_before_it_is_computed(name, batch):
+    layer, arrays = make(name, batch)
+    shapes = layer.compute_output_shape(*(array.shape for array in arrays))
+    shapes = [shapes] if isinstance(shapes[0], int) else list(shapes)
+    assert shapes == [tuple(output.shape) for output in flat(layer(*arrays))]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_works_alone_in_a_functional_model_that_saves(name, dynamic, tmp_path):
+    layer, arrays = make(name)
+    inputs = [keras.Input(_free(array.shape[1:]) if dynamic else array.shape[1:]) for array in arrays]
+    model = keras.Model(inputs, layer(*inputs))
+    expected = flat(layer(*arrays))
+    model.save(tmp_path / "model.keras")
+    for candidate in (model, keras.models.load_model(tmp_path / "model.keras")):
+        for found, value in zip(flat(candidate.predict(arrays, verbose=0)), expected, strict=True):
+            assert relative_error(found, value) < 1e-6
+
+
+def _free(shape):
+    return (*[None] * (len(shape) - 1), shape[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "DropPath"])
+def test_gradients_reach_every_weight(name):
+    layer, arrays = make(name)
+
+    def loss(outputs):
+        # Squared, so that no normalisation makes the sum constant; weighted, so that no symmetry hides a weight.
+        return sum(ops.mean(ops.square(output) * weight) for output, weight in zip(flat(outputs), weights, strict=True))
+
+    rng = np.random.default_rng(1)
+    weights = [ops.convert_to_tensor(rng.random(output.shape), dtype="float32") for output in flat(layer(*arrays))]
+    _, gradients = gradient_function(layer, loss)(*arrays)
+    for weight, gradient in zip(layer.trainable_weights, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.abs(gradient).max() > 0, weight.path
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision_computes_in_half_and_stays_close(name, policy):
+    layer, arrays = make(name)
+    half, _ = make(name, dtype=policy)
+    half.set_weights(layer.get_weights())
+    for found, expected in zip(flat(half(*arrays)), flat(layer(*arrays)), strict=True):
+        assert keras.backend.standardize_dtype(found.dtype) == policy.removeprefix("mixed_")
+        assert all(weight.dtype == "float32" for weight in half.trainable_weights)
+        assert relative_error(to_numpy(ops.cast(found, "float32")), expected) < 0.02
+
+
+def test_float64_stays_float64(name, float64):
+    layer, arrays = make(name)
+    double, _ = make(name, dtype=float64)
+    double.set_weights(layer.get_weights())
+    exact = flat(double(*(ops.convert_to_tensor(array, dtype=float64) for array in arrays)))
+    for found, expected in zip(exact, flat(layer(*arrays)), strict=True):
+        assert keras.backend.standardize_dtype(found.dtype) == "float64"
+        assert relative_error(expected, found) < 2e-6

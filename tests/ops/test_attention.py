@@ -1,0 +1,43 @@
+"""Multi-head attention is softmax(q kᵀ / √d) v, head by head."""
+
+import numpy as np
+import pytest
+from helpers import relative_error
+from helpers import to_numpy
+from keras import ops
+
+from keras_dualstream.ops.attention import multi_head_attention
+
+
+def attention_by_loop(query, key, value, num_heads):
+    outputs = []
+    for q, k, v in zip(*(np.split(tokens, num_heads, axis=-1) for tokens in (query, key, value)), strict=True):
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        outputs.append(weights / weights.sum(-1, keepdims=True) @ v)
+    return np.concatenate(outputs, axis=-1)
+
+
+@pytest.mark.parametrize(("queries", "keys", "num_heads"), [(7, 11, 1), (1, 5, 2), (9, 1, 4)])
+def test_equals_the_loop_over_heads(queries, keys, num_heads):
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((2, queries, 8)).astype("float32")
+    key, value = rng.standard_normal((2, 2, keys, 8)).astype("float32")
+    found = multi_head_attention(query, key, value, num_heads)
+    assert relative_error(found, attention_by_loop(query, key, value, num_heads)) < 5e-7
+
+
+def test_keeps_float64(float64):
+    query, key, value = np.random.default_rng(0).standard_normal((3, 2, 6, 8))
+    found = multi_head_attention(*(ops.convert_to_tensor(x) for x in (query, key, value)), num_heads=2)
+    assert relative_error(found, attention_by_loop(query, key, value, 2)) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_large_scores_do_not_overflow_half_precision(dtype):
+    """Scores of ±2^15 leave float16's range once summed; the softmax must still give the larger value."""
+    query = np.full((1, 1, 4), 128.0)
+    key = np.stack([np.full(4, 128.0), np.full(4, -128.0)])[None]
+    value = np.stack([np.full(4, 1.0), np.full(4, -1.0)])[None]
+    found = multi_head_attention(*(ops.convert_to_tensor(x, dtype=dtype) for x in (query, key, value)), num_heads=1)
+    np.testing.assert_array_equal(to_numpy(ops.cast(found, "float32")), np.ones((1, 1, 4)))

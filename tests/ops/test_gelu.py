@@ -1,0 +1,23 @@
+"""GELU is the exact one."""
+
+import math
+
+import numpy as np
+from helpers import to_numpy
+from keras import ops
+
+from keras_dualstream.ops.gelu import gelu
+
+
+def exact(x):
+    return np.array([value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in x.astype("float64")])
+
+
+def test_equals_the_error_function():
+    x = np.linspace(-6, 6, 101).astype("float32")
+    np.testing.assert_allclose(to_numpy(gelu(ops.convert_to_tensor(x))), exact(x), atol=1e-6)
+
+
+def test_float64_equals_the_error_function(float64):
+    x = np.linspace(-6, 6, 101)
+    np.testing.assert_allclose(to_numpy(gelu(ops.convert_to_tensor(x, dtype=float64))), exact(x), atol=1e-15)

@@ -1,0 +1,212 @@
+"""What each backend exports: the README's table, and every word of it tried."""
+
+import functools
+import pathlib
+import re
+from typing import NamedTuple
+
+import export_worker
+import keras
+import numpy as np
+import pytest
+from helpers import randomize
+from helpers import tiny_model
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+BACKEND = keras.config.backend()
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+TOLERANCE = 1e-4
+
+
+class Format(NamedTuple):
+    """A row of the table: what a file is, how it is made and how a fresh process runs it."""
+
+    title: str
+    call: str
+    suffix: str
+    run: object
+
+
+class Case(NamedTuple):
+    """A model, the `input_signature` it is exported with, and batches of images for the file."""
+
+    options: dict
+    signature: tuple | None
+    batches: tuple
+
+
+class Cell(NamedTuple):
+    """A cell of the table: its text, the cases that work, and those that fail with their error."""
+
+    text: str
+    works: tuple = ()
+    fails: dict = {}
+
+
+FORMATS = {
+    "tf_saved_model": Format("SavedModel", 'model.export(path, "tf_saved_model")', "", export_worker.run_saved_model),
+    "litert": Format("TFLite", 'model.export(path, "litert")', ".tflite", export_worker.run_tflite),
+    "torch": Format("PyTorch program", 'model.export(path, "torch")', ".pt2", export_worker.run_torch_program),
+    "keras": Format("`.keras`", "model.save(path)", ".keras", export_worker.run_keras_file),
+}
+
+CLASSIFIER = dict(input_shape=(65, 97, 3))
+HEADLESS = dict(include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
+CHANNELS_FIRST = dict(input_shape=(3, 33, 64), data_format="channels_first", include_preprocessing=False)
+MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
+
+CASES = {
+    "any batch": Case(CLASSIFIER, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "one batch": Case(CLASSIFIER, (2, 65, 97, 3), ((2, 65, 97, 3),)),
+    "any size": Case(HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
+    "one size": Case(HEADLESS, (None, 65, 97, 3), ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "channels first": Case(CHANNELS_FIRST, None, ((2, 3, 33, 64),)),
+}
+
+NO_TORCH_PROGRAM = Cell("no: of PyTorch only", fails={"one batch": (ValueError, "requires PyTorch backend")})
+KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
+
+EXPORTS = {
+    ("tf_saved_model", "tensorflow"): Cell(
+        "yes: any batch, any image size", works=("any batch", "one batch", "any size", "channels first")
+    ),
+    ("tf_saved_model", "jax"): Cell(
+        "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
+        works=("any batch", "one batch", "one size"),
+        fails={"any size": (Exception, "Symbolic dimension comparison .* is inconclusive")},
+    ),
+    ("tf_saved_model", "torch"): Cell(
+        "no: Keras needs `torch-xla` for it", fails={"one batch": (ImportError, "requires the torch_xla module")}
+    ),
+    ("litert", "tensorflow"): Cell(
+        "yes: any batch, any image size, only built-in ops; float32 only, as mixed precision needs Flex ops",
+        works=("any batch", "one batch", "any size", "channels first"),
+    ),
+    ("litert", "jax"): Cell(
+        "no: Keras has no exporter; save a `.keras` file and export it under TensorFlow",
+        fails={"one batch": (ValueError, "requires TensorFlow or PyTorch backend")},
+    ),
+    ("litert", "torch"): Cell(
+        "no: Keras needs `litert-torch` for it; save a `.keras` file and export it under TensorFlow",
+        fails={"one batch": (ImportError, "must install the `litert-torch` package")},
+    ),
+    ("torch", "tensorflow"): NO_TORCH_PROGRAM,
+    ("torch", "jax"): NO_TORCH_PROGRAM,
+    ("torch", "torch"): Cell("yes: one batch, one image size, both in `input_signature`", works=("one batch",)),
+    **{("keras", backend): KERAS_FILE for backend in BACKENDS},
+}
+
+HERE = {form: EXPORTS[form, BACKEND] for form in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def fresh_process():
+    with export_worker.fresh_processes() as run:
+        yield run
+
+
+def readme_table():
+    """The table of `EXPORTS` in Markdown."""
+    lines = ["| | " + " | ".join(BACKENDS.values()) + " |", "|---" * (len(BACKENDS) + 1) + "|"]
+    for form, row in FORMATS.items():
+        cells = [EXPORTS[form, backend].text for backend in BACKENDS]
+        lines.append(f"| {row.title}: `{row.call}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@functools.cache
+def small_model(**options):
+    """A small model, none of whose weights and BatchNorm statistics are the initial ones."""
+    return randomize(tiny_model(depths=(1, 1, 1, 1), **options))
+
+
+def images(*shape):
+    """Images in [0, 255], each of another contrast."""
+    contrast = np.linspace(1, 0.3, shape[0]).reshape(-1, 1, 1, 1)
+    return (np.random.default_rng(0).uniform(0, 255, shape) * contrast).astype("float32")
+
+
+def predict(model, batch):
+    """The model's predictions, image by image."""
+    return model.predict(batch, batch_size=1, verbose=0)
+
+
+def write(form, case, folder):
+    """Writes the case's model as a file and returns its path."""
+    model, signature = small_model(**CASES[case].options), CASES[case].signature
+    path = folder / f"model{FORMATS[form].suffix}"
+    if form == "keras":
+        model.save(path)
+    elif signature is None:
+        model.export(path, form)
+    else:
+        model.export(path, form, input_signature=[keras.InputSpec(shape=signature, dtype="float32")])
+    return str(path)
+
+
+def assert_agrees(case, run, path):
+    """Asserts that `run` gives the case's input shape and, for each batch, what the model predicts."""
+    model = small_model(**CASES[case].options)
+    batches = [images(*shape) for shape in CASES[case].batches]
+    declared, outputs = run(path, batches)
+    assert declared == (CASES[case].signature or model.input_shape)
+    for batch, output in zip(batches, outputs, strict=True):
+        np.testing.assert_allclose(output, predict(model, batch), rtol=0, atol=TOLERANCE)
+
+
+def test_the_readme_says_what_is_tried_here():
+    _, table, _ = re.split("<!-- /?exports -->", README.read_text())
+    assert table.strip() == readme_table()
+
+
+@pytest.mark.parametrize(
+    ("form", "case"), [(form, case) for form in FORMATS if form != "keras" for case in HERE[form].works]
+)
+def test_an_exported_file_agrees_with_the_model(form, case, fresh_process, tmp_path):
+    path = write(form, case, tmp_path)
+    assert_agrees(case, functools.partial(fresh_process, FORMATS[form].run), path)
+    if form == "litert":
+        used, built_in = fresh_process(export_worker.tflite_ops, path)
+        assert used <= built_in
+
+
+@pytest.mark.parametrize(
+    ("form", "case", "error", "message"),
+    [(form, case, *error) for form, cell in HERE.items() for case, error in cell.fails.items()],
+)
+def test_what_cannot_be_exported_says_why(form, case, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        write(form, case, tmp_path)
+
+
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != BACKEND])
+def test_a_keras_file_loads_under_the_other_backends(backend, fresh_process, tmp_path):
+    path = write("keras", "any batch", tmp_path)
+    assert_agrees("any batch", functools.partial(fresh_process, export_worker.run_keras_file, backend=backend), path)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow exports TFLite itself")
+def test_a_keras_file_becomes_tflite_under_tensorflow(fresh_process, tmp_path):
+    path = str(tmp_path / "model.tflite")
+    keras_file = write("keras", "any batch", tmp_path)
+    fresh_process(export_worker.keras_file_to_tflite, keras_file, path, backend="tensorflow")
+    assert_agrees("any batch", functools.partial(fresh_process, export_worker.run_tflite), path)
+    used, built_in = fresh_process(export_worker.tflite_ops, path)
+    assert used <= built_in
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow exports TFLite itself")
+def test_mixed_precision_needs_flex_ops_in_tflite(fresh_process, tmp_path):
+    path = str(tmp_path / "model.tflite")
+    small_model(**MIXED).export(path, "litert")
+    used, built_in = fresh_process(export_worker.tflite_ops, path)
+    assert any(op.startswith("Flex") for op in used - built_in)
+
+
+def test_training_mode_would_show():
+    """BatchNorm in training mode, or another image, changes the predictions by far more than the tolerance."""
+    model, batch = small_model(**CLASSIFIER), images(2, 65, 97, 3)
+    trained, _ = model.stateless_call(model.trainable_variables, model.non_trainable_variables, batch, training=True)
+    expected = predict(model, batch)
+    assert np.abs(keras.ops.convert_to_numpy(trained) - expected).max() > 100 * TOLERANCE
+    assert np.abs(expected[0] - expected[1]).max() > 100 * TOLERANCE
