@@ -92,7 +92,7 @@ def _standalone(declared, outputs):
 def run_keras_file(path, batches):
     """The shape of a `.keras` file's input, and its predictions."""
     model = _load(path)
-    return model.input_shape, [model.predict(batch, verbose=0) for batch in batches]
+    return model.input_shape, [model.predict(batch, batch_size=1, verbose=0) for batch in batches]
 
 
 def keras_file_to_tflite(path, tflite_path):

@@ -68,7 +68,7 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
-        "yes: any batch, any image size", works=("any batch", "one batch", "any size", "channels first")
+        "yes: any batch, any image size", works=("any batch", "one batch", "any size")
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
@@ -170,11 +170,9 @@ def test_an_exported_file_agrees_with_the_model(form, case, fresh_process, tmp_p
         assert used <= built_in
 
 
-@pytest.mark.parametrize(
-    ("form", "case", "error", "message"),
-    [(form, case, *error) for form, cell in HERE.items() for case, error in cell.fails.items()],
-)
-def test_what_cannot_be_exported_says_why(form, case, error, message, tmp_path):
+@pytest.mark.parametrize(("form", "case"), [(form, case) for form in FORMATS for case in HERE[form].fails])
+def test_what_cannot_be_exported_says_why(form, case, tmp_path):
+    error, message = HERE[form].fails[case]
     with pytest.raises(error, match=message):
         write(form, case, tmp_path)
 
@@ -206,7 +204,14 @@ def test_mixed_precision_needs_flex_ops_in_tflite(fresh_process, tmp_path):
 def test_training_mode_would_show():
     """BatchNorm in training mode, or another image, changes the predictions by far more than the tolerance."""
     model, batch = small_model(**CLASSIFIER), images(2, 65, 97, 3)
-    trained, _ = model.stateless_call(model.trainable_variables, model.non_trainable_variables, batch, training=True)
+    train = functools.partial(model.stateless_call, training=True)
+    if BACKEND == "jax":
+        # Operation by operation, JAX compiles for three times as long.
+        import jax
+
+        train = jax.jit(train)
+    variables = (model.trainable_variables, model.non_trainable_variables)
+    trained, _ = train(*([variable.value for variable in group] for group in variables), batch)
     expected = predict(model, batch)
     assert np.abs(keras.ops.convert_to_numpy(trained) - expected).max() > 100 * TOLERANCE
     assert np.abs(expected[0] - expected[1]).max() > 100 * TOLERANCE

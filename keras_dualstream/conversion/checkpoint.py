@@ -113,6 +113,10 @@ def _listed(names, most=8):
 
 
 def _to_numpy(array, name):
+    if hasattr(array, "detach"):
+        # A PyTorch tensor; NumPy knows no bfloat16.
+        array = array.detach().cpu()
+        array = array.float() if str(array.dtype) == "torch.bfloat16" else array
     array = np.asarray(array)
     if array.dtype.kind not in "fiuV":
         raise ValueError(f"The tensor {name!r} must be numeric. Received: dtype={array.dtype}")

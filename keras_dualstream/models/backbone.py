@@ -46,8 +46,13 @@ class Backbone(FlatModel):
         super().__init__(inputs=inputs[0] if len(inputs) == 1 else inputs, outputs=output, name=name)
         self.dtype_policy = options.dtype
         self.features = features
-        self.pyramid_outputs = pyramid_outputs
+        self._pyramid_outputs = pyramid_outputs
         self._config = {**config, **vars(options)}
+
+    @property
+    def pyramid_outputs(self):
+        """The KerasTensors of the feature pyramid, `"P2"` … `"P5"`."""
+        return dict(self._pyramid_outputs)
 
     @property
     def backbone(self):

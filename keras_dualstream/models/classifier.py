@@ -53,10 +53,15 @@ class ImageClassifier(FlatModel):
         # Past Keras' attribute tracking: the backbone's layers are in this graph already.
         object.__setattr__(self, "backbone", backbone)
         self.dtype_policy = backbone.dtype_policy
-        self.training_outputs = training_outputs
+        self._training_outputs = training_outputs
         self.num_classes = num_classes
         self.classifier_activation = activation
         self._head_options = head_options
+
+    @property
+    def training_outputs(self):
+        """The KerasTensors that training can use beside the output, by name."""
+        return dict(self._training_outputs)
 
     def get_config(self):
         return {

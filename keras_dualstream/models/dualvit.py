@@ -160,11 +160,16 @@ class DualViTBackbone(Backbone):
             remat=remat,
         )
         super().__init__(images, pyramid, options, config, name)
-        self.semantic_outputs = semantics
+        self._semantic_outputs = semantics
         self.num_heads = config["num_heads"]
         self.depths = config["depths"]
         self.semantic_steps = config["semantic_steps"]
         self.last_block_output = x
+
+    @property
+    def semantic_outputs(self):
+        """The KerasTensors of the semantic tokens after each stage, `"S2"` … `"S5"`."""
+        return dict(self._semantic_outputs)
 
     def classification_head(self, num_classes, token_label_head=True):
         """The layers from the last block to the logits.

@@ -185,9 +185,14 @@ def test_every_backbone_option_changes_the_backbone():
         }.items()
     }
     assert all(counts.values())
-    gamma = keras_dualstream.DualViTBackbone(**{**TINY, "layer_scale_init_value": 0.3}).get_layer("stage3_block1").scale1
+    gamma = (
+        keras_dualstream.DualViTBackbone(**{**TINY, "layer_scale_init_value": 0.3}).get_layer("stage3_block1").scale1
+    )
     np.testing.assert_allclose(to_numpy(gamma.gamma), 0.3, rtol=1e-6)
-    assert keras_dualstream.DualViTBackbone(**{**TINY, "num_heads": (2, 4, 6, 8)}).get_layer("stage3_block1").num_heads == 6
+    assert (
+        keras_dualstream.DualViTBackbone(**{**TINY, "num_heads": (2, 4, 6, 8)}).get_layer("stage3_block1").num_heads
+        == 6
+    )
     assert keras_dualstream.DualViTBackbone(**TINY, remat=True).get_layer("stage3_block1").remat
 
 
@@ -218,9 +223,15 @@ def test_semantic_pathways_of_the_paper_have_its_parameter_counts():
 
 
 ERRORS = {
-    "weights name": (dict(weights="imagenet21k"), "`weights` must be None, the path of an existing .* Received: weights="),
+    "weights name": (
+        dict(weights="imagenet21k"),
+        "`weights` must be None, the path of an existing .* Received: weights=",
+    ),
     "weights type": (dict(weights=3), "`weights` must be None, the path of an existing .* Received: weights=3"),
-    "weights file": (dict(weights="missing.weights.h5"), "`weights` must be None, the path of an existing `.weights.h5` file"),
+    "weights file": (
+        dict(weights="missing.weights.h5"),
+        "`weights` must be None, the path of an existing `.weights.h5` file",
+    ),
     "imagenet": (dict(weights="imagenet"), "programs cannot download them. Get the PyTorch checkpoint .*ImageNetModel"),
     "classes zero": (dict(classes=0), "number of classes must be a positive int. Received: 0"),
     "classes type": (dict(classes="ten"), "number of classes must be a positive int. Received: 'ten'"),

@@ -84,7 +84,9 @@ def test_one_weights_file_serves_every_head(tmp_path):
     expected = values(model.backbone)
     headless = keras_dualstream.DualViTS(include_top=False, weights=path, input_shape=(64, 64, 3), **TINY)
     assert_same(headless, expected)
-    pooled = keras_dualstream.DualViTS(include_top=False, pooling="avg", weights=path, include_preprocessing=False, **TINY)
+    pooled = keras_dualstream.DualViTS(
+        include_top=False, pooling="avg", weights=path, include_preprocessing=False, **TINY
+    )
     assert_same(pooled, expected)
     with pytest.warns(UserWarning, match="these layers are new: classifier, token_classifier"):
         other = tiny_model(classes=7, weights=path, include_preprocessing=False)
