@@ -20,7 +20,9 @@ MODULES = [module.name for module in pkgutil.walk_packages(keras_dualstream.__pa
 def run(code):
     """Runs Python code in a fresh process on this backend and returns what it prints."""
     environment = {**os.environ, "KERAS_BACKEND": keras.config.backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_import_brings_nothing_that_keras_does_not():

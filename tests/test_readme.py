@@ -1,0 +1,53 @@
+"""The README's snippets run, one after the other, and its numbers are true."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import read_manifest
+from reference_weights import make_state_dict
+
+import keras_dualstream
+from keras_dualstream.models.dualvit import VARIANTS
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_snippets_run(tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    state_dict = make_state_dict(read_manifest("dualvit_s"), "readme")
+    torch.save({"state_dict": {name: torch.tensor(array) for name, array in state_dict.items()}}, "dualvit_s_224.pth")
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        image = rng.integers(0, 256, (100, 120, 3))
+        path = tmp_path / "photos" / f"class {index % 3}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path, image)
+        keras.utils.save_img("photo.jpg", image)
+    convert, classify, transfer, pyramid, export = SNIPPETS
+    names = {}
+    for snippet in (convert, classify, transfer, pyramid):
+        exec(snippet, names)
+    printed = capsys.readouterr().out
+    assert re.search(r"class \d+ of ImageNet, \d+%", printed)
+    assert "{'P2': (1, 64, 80, 64), 'P3': (1, 32, 40, 128), 'P4': (1, 16, 20, 320), 'P5': (1, 8, 10, 448)}" in printed
+    assert names["model"].history.history["accuracy"]
+    if keras.config.backend() == "tensorflow":
+        exec(export, names)
+        assert (tmp_path / "dualvit_s" / "saved_model.pb").exists()
+        assert (tmp_path / "dualvit_s.tflite").stat().st_size > 80e6
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_table_has_every_model_and_its_parameters(variant):
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{variant}`"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    builder = getattr(keras_dualstream, variant)
+    assert cells[1:3] == [f"{builder(token_label_head=value).count_params():,}" for value in (True, False)]
+    assert cells[5] == ", ".join(map(str, VARIANTS[variant]["embed_dims"]))
+    assert cells[6] == ", ".join(map(str, VARIANTS[variant]["depths"]))
