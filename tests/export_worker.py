@@ -34,6 +34,9 @@ def _start(backend):
     os.environ.pop("KERAS_BACKEND", None)
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
+    if backend == "jax":
+        # JAX compiles for longer than it runs.
+        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 
 def run_saved_model(path, batches):

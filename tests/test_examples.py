@@ -1,0 +1,158 @@
+"""The example runs on every kind of data and explains what the user can mend."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import TINY
+
+import keras_dualstream
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "transfer_learning.py"
+BACKEND = keras.config.backend()
+
+
+def load_example():
+    specification = importlib.util.spec_from_file_location("transfer_learning", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example as a module, with a small DualViTS, since it builds and trains the model four times."""
+    builder = keras_dualstream.DualViTS
+
+    def small(**options):
+        return builder(**{**TINY, **options})
+
+    monkeypatch.setattr(keras_dualstream, "DualViTS", small)
+    return load_example()
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    """Six classes of eight images of different sizes and modes, one a transparent PNG, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label in range(6):
+        (folder / f"kind {label}").mkdir()
+        for index in range(8):
+            channels = (1, 3, 4)[index % 3]
+            pixels = 40 * label + 20 * rng.random((20 + index, 30, channels))
+            keras.utils.save_img(folder / f"kind {label}" / f"{index}.png", pixels, scale=False)
+        (folder / f"kind {label}" / "notes.txt").write_text("no image")
+    return folder
+
+
+def run(*arguments, **environment):
+    """The example in a process of its own: its exit status and what it printed as errors."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    command = [sys.executable, str(SCRIPT), "--backend", BACKEND, *map(str, arguments)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return process.returncode, process.stderr
+
+
+def test_runs_from_a_folder_to_a_figure(example, photo_folder, tmp_path, capfd):
+    output = tmp_path / "new" / "output"
+    arguments = ["--backend", BACKEND, "--data", str(photo_folder), "--output", str(output), "--image-size", "32"]
+    status = example.main([*arguments, "--epochs", "2", "--labelled", "2"])
+    printed = capfd.readouterr().out
+    assert status == 0
+    for text in (
+        "48 images of 6 classes",
+        "1/6 Training DualViTS on kind 0, kind 1, kind 2",
+        "SavedModel: ",
+        "TFLite: ",
+        "kind 3 to kind 5, frozen untrained backbone",
+        "kind 3 to kind 5, frozen transferred backbone",
+        "kind 3 to kind 5, fine-tuned",
+    ):
+        assert text in printed, text
+    assert (output / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert {"source.weights.h5", "model.keras", "model.tflite", "saved_model"} <= set(os.listdir(output))
+
+
+def test_digits_are_real_scans_on_a_canvas():
+    example = load_example()
+    images, labels, names = example.load_images("digits", 48, 10)
+    assert images.shape == (100, 48, 48, 3)
+    assert images.dtype == np.uint8
+    assert names == list("0123456789")
+    np.testing.assert_array_equal(np.bincount(labels), 10)
+    again, _, _ = example.load_images("digits", 48, 10)
+    np.testing.assert_array_equal(images, again)
+
+
+def test_reads_a_dataset_of_tensorflow_datasets(tmp_path, monkeypatch, photo_folder):
+    import tensorflow_datasets as tfds
+
+    class PhotoKinds(tfds.core.GeneratorBasedBuilder):
+        """An image folder as a dataset of TensorFlow Datasets."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=sorted(path.name for path in photo_folder.iterdir()))
+            features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": label}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for path in sorted(photo_folder.rglob("[147].png")):
+                yield str(path), {"image": str(path), "label": path.parent.name}
+
+    PhotoKinds(data_dir=tmp_path).download_and_prepare()
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    example = load_example()
+    with pytest.raises(example.Problem, match="at least 5 images of each class. Received: 3 of 'kind 0'"):
+        example.load_images("tfds:photo_kinds", 32, None)
+    pairs, names = example.load_tfds("tfds:photo_kinds")
+    assert names == [f"kind {label}" for label in range(6)]
+    pairs = list(pairs)
+    assert len(pairs) == 18
+    for read, label in pairs:
+        mean = example.resize(read(), 32).mean()
+        assert 40 * label <= mean <= 40 * label + 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "ResNet50"], "--model must be one of DualViTB, DualViTL, DualViTS. Received: 'ResNet50'"),
+        (["--output", SCRIPT / "inside a file"], "is not a folder that can be written to: Not a directory"),
+        (["--data", "no such folder"], "--data must be 'digits', an existing folder or tfds:NAME. Received"),
+        (["--data", "tfds:no_such_dataset"], "TensorFlow Datasets cannot give 'no_such_dataset'"),
+        (["--epochs", "0"], "--epochs must be at least 1. Received: 0"),
+        (["--backend", "theano"], "invalid choice: 'theano'"),
+    ],
+)
+def test_a_mistake_gets_one_clear_message(arguments, message, tmp_path):
+    status, errors = run("--output", tmp_path, *arguments)
+    assert status == 2
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_too_few_classes_are_named(tmp_path):
+    example = load_example()
+    (tmp_path / "only one").mkdir()
+    with pytest.raises(example.Problem, match="must have at least 4 classes"):
+        example.load_images(str(tmp_path), 32, None)
+
+
+def test_splits_keep_every_class_and_share_nothing():
+    example = load_example()
+    labels = np.repeat(np.arange(3), (10, 20, 5))
+    parts = example.split(labels)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(35))
+    for part, counts in zip(parts, [(7, 14, 3), (1, 2, 1), (2, 4, 1)], strict=True):
+        np.testing.assert_array_equal(np.bincount(labels[part]), counts)
