@@ -304,7 +304,8 @@ def export(output):
     with np.load(output / "predictions.npz") as file:
         images, expected = file["images"], file["probabilities"]
 
-    served = tf.saved_model.load(str(output / "saved_model")).serve(images).numpy()
+    saved_model = tf.saved_model.load(str(output / "saved_model"))
+    served = saved_model.serve(images).numpy()
     interpreter = Interpreter(str(output / "model.tflite"))
     index = interpreter.get_input_details()[0]["index"]
     interpreter.resize_tensor_input(index, images.shape)

@@ -89,7 +89,8 @@ class SemanticTokens(keras.layers.Layer):
         """The learned queries, one for each cell of the pooled grid: `(1, tokens, channels)`."""
         height, width = ops.shape(pooled)[1:3]
         queries = ops.convert_to_tensor(self.queries)
-        if (height, width) != (self.grid_size, self.grid_size):
+        # The static shape: sizes that TensorFlow knows only at run time cannot be compared while tracing.
+        if tuple(pooled.shape[1:3]) != (self.grid_size, self.grid_size):
             grid = ops.reshape(queries, (self.grid_size, self.grid_size, -1))
             queries = ops.reshape(resize_bicubic(grid, height, width), (-1, pooled.shape[-1]))
         return queries[None]

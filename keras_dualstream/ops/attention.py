@@ -1,5 +1,8 @@
 """Scaled dot-product attention over heads."""
 
+import functools
+
+import keras
 from keras import ops
 
 from keras_dualstream.ops.float64 import is_float64
@@ -24,10 +27,8 @@ def multi_head_attention(query, key, value, num_heads):
     query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
     # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on TensorFlow.
     query = query * query.shape[-1] ** -0.5
-    if is_float64(query):
-        output = _attend_float64(query, key, value)
-    else:
-        output = ops.dot_product_attention(query, key, value, scale=1.0)
+    attend = _attend if _has_no_kernel(query) else functools.partial(ops.dot_product_attention, scale=1.0)
+    output = attend(query, key, value)
     return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
 
 
@@ -36,7 +37,17 @@ def _split_heads(tokens, num_heads):
     return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, channels // num_heads))
 
 
-def _attend_float64(query, key, value):
-    """`keras.ops.dot_product_attention`, which turns float64 into float32 on JAX and PyTorch, for scaled queries."""
-    weights = ops.softmax(ops.einsum("bqhd,bkhd->bhqk", query, key), axis=-1)
-    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
+def _has_no_kernel(x):
+    """Whether `keras.ops.dot_product_attention` cannot compute in the dtype of `x`.
+
+    It turns float64 into float32 on JAX and PyTorch and holds a float32 constant
+    on TensorFlow; JAX has no float16 product with float32 sums on CPU and raises.
+    """
+    return is_float64(x) or (keras.config.backend() == "jax" and x.dtype == "float16")
+
+
+def _attend(query, key, value):
+    """Attention of scaled queries, `softmax(q kᵀ) v`, with a softmax in at least float32."""
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
+    weights = ops.softmax(scores if is_float64(scores) else ops.cast(scores, "float32"), axis=-1)
+    return ops.einsum("bhqk,bkhd->bqhd", ops.cast(weights, value.dtype), value)
