@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Two processes, each with whole files, since most of the time goes into tracing and compiling on one core.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
+
 .PHONY: demo test lint clean
 
 demo: .venv/examples

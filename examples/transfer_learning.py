@@ -36,7 +36,7 @@ def parse_arguments(argv):
     parser.add_argument("--backend", choices=backends, default=default_backend, help="what Keras runs on")
     parser.add_argument("--model", default="DualViTS", help="a builder of keras_dualstream")
     parser.add_argument("--data", default="digits", help="'digits', a folder with a sub-folder per class, or tfds:NAME")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of the first training")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of the first training")
     parser.add_argument("--image-size", type=int, default=48, help="images are resized to this height and width")
     parser.add_argument("--images-per-class", type=int, help="use at most this many images of each class")
     parser.add_argument("--labelled", type=int, default=20, help="images of each new class that the transfer may see")
@@ -108,7 +108,7 @@ def load_digits(_):
 
     def place(scan):
         canvas = np.zeros((96, 96, 1), "float32")
-        size = rng.integers(52, 82)
+        size = rng.integers(36, 73)
         top, left = rng.integers(0, 96 - size, 2)
         canvas[top : top + size, left : left + size] = tf.image.resize(scan[..., None] * (255 / 16), (size, size))
         return canvas

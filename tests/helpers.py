@@ -109,7 +109,9 @@ def _jax_gradients(model, loss, training):
     @jax.jit
     def gradients(trainable, non_trainable, inputs):
         def compute(trainable):
-            outputs, updated = model.stateless_call(trainable, non_trainable, *inputs, training=training)
+            # Only where it matters: a layer's `stateless_call` hands it on to layers that know no `training`.
+            options = {"training": True} if training else {}
+            outputs, updated = model.stateless_call(trainable, non_trainable, *inputs, **options)
             return loss(outputs), updated
 
         return jax.value_and_grad(compute, has_aux=True)(trainable)
