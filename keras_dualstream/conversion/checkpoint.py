@@ -38,15 +38,25 @@ def load_checkpoint(model, mapping):
     >>> keras_dualstream.conversion.load_checkpoint(model, state_dict)
     """
     if not hasattr(mapping, "items"):
-        raise TypeError(f"`mapping` must be a dict from names to arrays. Received: {type(mapping)}")
+        raise TypeError(
+            "`mapping` must be a dict from names to arrays; read a file with `torch.load` first. "
+            f"Received: {type(mapping)}"
+        )
     family = _family(model)
-    arrays = {name: array for name, array in mapping.items() if not name.endswith(COUNTER)}
+    for name in mapping:
+        if not isinstance(name, str):
+            raise TypeError(f"`mapping` must have the names of tensors as keys. Received: {name!r}")
+    counters = {name for name in mapping if name.endswith(COUNTER)}
+    counters = {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in mapping}
+    arrays = {name: array for name, array in mapping.items() if name not in counters}
     if isinstance(model, Backbone):
         arrays = {name: array for name, array in arrays.items() if not name.startswith(family.HEAD_PREFIXES)}
     tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
     _check(tensors, arrays)
     # Converted before the first is assigned: a tensor that is no array leaves the model as it was.
-    converted = [(tensor.variable, tensor.to_keras(_to_numpy(arrays[name], name))) for name, tensor in tensors.items()]
+    converted = [
+        (tensor.variable, tensor.to_keras(_to_numpy(arrays[name], tensor))) for name, tensor in tensors.items()
+    ]
     for variable, array in converted:
         variable.assign(array)
 
@@ -112,12 +122,17 @@ def _listed(names, most=8):
     return ", ".join(names[:most]) + rest
 
 
-def _to_numpy(array, name):
+def _to_numpy(array, tensor):
+    """The array in the dtype of the variable that will hold it."""
     if hasattr(array, "detach"):
         # A PyTorch tensor; NumPy knows no bfloat16.
         array = array.detach().cpu()
         array = array.float() if str(array.dtype) == "torch.bfloat16" else array
     array = np.asarray(array)
-    if array.dtype.kind not in "fiuV":
-        raise ValueError(f"The tensor {name!r} must be numeric. Received: dtype={array.dtype}")
-    return array
+    # Kind "V" without fields is how NumPy sees bfloat16.
+    if array.dtype.kind not in "fiuV" or array.dtype.names is not None:
+        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}")
+    try:
+        return array.astype(tensor.variable.dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}") from error

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.attention import multi_head_attention
 
@@ -76,6 +77,7 @@ class Attention(_MultiHead):
         self._build_projection(x_shape)
         self.query = self._linear(x_shape[-1], "query", x_shape)
         self.key_value = self._linear(2 * x_shape[-1], "key_value", context_shape)
+        keep_frozen(self)
 
     def call(self, x, context):
         key, value = ops.split(self.key_value(context), 2, axis=-1)
@@ -118,6 +120,7 @@ class SelfAttention(_MultiHead):
     def build(self, input_shape):
         self._build_projection(input_shape)
         self.query_key_value = self._linear(3 * input_shape[-1], "query_key_value", input_shape)
+        keep_frozen(self)
 
     def call(self, x):
         return self._attend(*ops.split(self.query_key_value(x), 3, axis=-1))

@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.tokens import map_to_tokens
 
@@ -61,6 +62,7 @@ class ClassBlock(keras.layers.Layer):
         self.attention.build(tokens_shape, tokens_shape)
         for layer in (self.norm1, self.norm2, self.feed_forward):
             layer.build(tokens_shape)
+        keep_frozen(self)
 
     def call(self, x, z):
         tokens = ops.concatenate([map_to_tokens(x), z], axis=1)

@@ -9,6 +9,7 @@ from keras_dualstream.layers.attention import SelfAttention
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -95,6 +96,7 @@ class SemanticPathway(keras.layers.Layer):
             getattr(self, f"{step}_scale").build(z_shape)
             shapes = (z_shape, n_shape) if step == "cross_attention" else (z_shape,)
             getattr(self, step).build(*shapes)
+        keep_frozen(self)
 
     def call(self, z, n, training=None, drop_factors=None):
         if drop_factors is None:
@@ -207,6 +209,7 @@ class DualBlock(keras.layers.Layer):
         self.semantic_norm.build(z_shape)
         for layer in (self.norm1, self.scale1, self.norm2, self.feed_forward, self.scale2):
             layer.build(x_shape)
+        keep_frozen(self)
 
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.

@@ -4,6 +4,7 @@ import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.gelu import gelu
@@ -63,6 +64,7 @@ class FeedForward(keras.layers.Layer):
             self.depthwise.build(hidden_shape)
         self.reduce = self._linear(channels, "reduce")
         self.reduce.build(hidden_shape)
+        keep_frozen(self)
 
     def _linear(self, units, name):
         return Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)

@@ -69,3 +69,34 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
             self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
         return normalize(inputs, mean, variance, self.gamma, self.beta, self.epsilon)
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class Normalization(keras.layers.Normalization):
+    """`keras.layers.Normalization` over the last axis with given statistics, in float64 under a float64 policy.
+
+    Args:
+        **kwargs: the arguments of `keras.layers.Normalization`, with `mean` and `variance`.
+    """
+
+    def call(self, inputs):
+        if self.compute_dtype != "float64":
+            return super().call(inputs)
+        mean, variance = (
+            ops.convert_to_tensor(values, dtype="float64") for values in (self.input_mean, self.input_variance)
+        )
+        return (ops.cast(inputs, "float64") - mean) / ops.sqrt(variance)
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+    """`keras.layers.GlobalAveragePooling2D` of channels-last maps, in float64 under a float64 policy.
+
+    Args:
+        **kwargs: the arguments of `keras.layers.GlobalAveragePooling2D`.
+    """
+
+    def call(self, inputs):
+        if self.compute_dtype != "float64":
+            return super().call(inputs)
+        return mean_of(inputs, axis=(1, 2))

@@ -9,6 +9,7 @@ from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -79,6 +80,7 @@ class MergeBlock(keras.layers.Layer):
         self.semantic_feed_forward.build(z_shape)
         for layer in (self.norm1, self.scale1, self.norm2, self.scale2):
             layer.build(tokens_shape)
+        keep_frozen(self)
 
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.

@@ -3,6 +3,7 @@
 import keras
 
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 
 
@@ -58,6 +59,7 @@ class PatchEmbedding(keras.layers.Layer):
     def build(self, input_shape):
         self.projection.build(self.pad.compute_output_shape(input_shape))
         self.norm.build(self.compute_output_shape(input_shape))
+        keep_frozen(self)
 
     def call(self, x):
         return self.norm(self.projection(self.pad(x)))

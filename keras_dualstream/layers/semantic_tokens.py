@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.float64 import mean
@@ -69,6 +70,7 @@ class SemanticTokens(keras.layers.Layer):
         self.squeeze = self._linear(channels, "squeeze", (None, channels), activation="relu")
         self.select = self._linear(2 * channels, "select", (None, channels))
         self.norm.build(tokens_shape)
+        keep_frozen(self)
 
     def _linear(self, units, name, input_shape, activation=None):
         layer = Dense(units, activation, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
@@ -76,6 +78,7 @@ class SemanticTokens(keras.layers.Layer):
         return layer
 
     def call(self, x):
+        self._check_size(*x.shape[1:3])
         pooled = self.pool(x)
         tokens = map_to_tokens(pooled)
         key, value = ops.split(self.key_value(tokens), 2, axis=-1)
@@ -97,15 +100,17 @@ class SemanticTokens(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
-        for size in (height, width):
-            if size is not None and size < self.pool_size:
-                raise ValueError(
-                    f"The feature map must be at least {self.pool_size}x{self.pool_size} to be pooled into "
-                    f"semantic tokens. Received: {height}x{width}"
-                )
+        self._check_size(height, width)
         if height is None or width is None:
             return (batch, None, channels)
         return (batch, (height // self.pool_size) * (width // self.pool_size), channels)
+
+    def _check_size(self, height, width):
+        if any(size is not None and size < self.pool_size for size in (height, width)):
+            raise ValueError(
+                f"The feature map must be at least {self.pool_size}x{self.pool_size} to be pooled into semantic "
+                f"tokens (in Dual-ViT, images at least 25x25). Received: {height}x{width}"
+            )
 
     def get_config(self):
         return {

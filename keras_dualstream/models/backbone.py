@@ -4,11 +4,12 @@ import os
 
 import keras
 
+from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.models.flat_model import FlatModel
 from keras_dualstream.presets.folder import read_preset
 from keras_dualstream.presets.folder import write_preset
 
-POOLINGS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
+POOLINGS = {"avg": GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
 
 
 class Backbone(FlatModel):
@@ -46,6 +47,9 @@ class Backbone(FlatModel):
         super().__init__(inputs=inputs[0] if len(inputs) == 1 else inputs, outputs=output, name=name)
         self.dtype_policy = options.dtype
         self.features = features
+        # Of a user's graph before `input_tensor`; no weights file of this package knows them.
+        upstream = [] if options.input_tensor is None else keras.Model(inputs, options.input_tensor).layers
+        self._upstream = {layer.name for layer in upstream}
         self._pyramid_outputs = pyramid_outputs
         self._config = {**config, **vars(options)}
 
@@ -53,6 +57,11 @@ class Backbone(FlatModel):
     def pyramid_outputs(self):
         """The KerasTensors of the feature pyramid, `"P2"` … `"P5"`."""
         return dict(self._pyramid_outputs)
+
+    @property
+    def own_layers(self):
+        """The layers but for those before `input_tensor`."""
+        return [layer for layer in self.layers if layer.name not in self._upstream]
 
     @property
     def backbone(self):
@@ -108,7 +117,12 @@ class Backbone(FlatModel):
                 f"The preset holds a {config['class_name']}; load it with `{config['class_name']}.from_preset`. "
                 f"Received: preset={preset!r} for {cls.__name__}"
             )
-        backbone = cls.from_config({**config["config"], **kwargs})
+        try:
+            backbone = cls.from_config({**config["config"], **kwargs})
+        except TypeError as error:
+            raise ValueError(
+                f"The preset {preset!r} or the arguments {kwargs} do not fit {cls.__name__}. Cause: {error}"
+            ) from error
         if load_weights:
             backbone.load_weights(weights)
         return backbone

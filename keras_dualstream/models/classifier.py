@@ -1,9 +1,11 @@
 """Image classifiers, and the one place where builders are made."""
 
+import numbers
 import warnings
 
 import keras
 
+from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.flat_model import FlatModel
 from keras_dualstream.models.flat_model import load_layers
 from keras_dualstream.models.image_input import check_pooling
@@ -42,9 +44,12 @@ class ImageClassifier(FlatModel):
     """
 
     def __init__(self, backbone, num_classes=1000, classifier_activation="softmax", name=None, **head_options):
-        if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+        if not isinstance(backbone, Backbone):
+            raise ValueError(f"`backbone` must be a backbone of keras_dualstream. Received: {type(backbone)}")
+        if not isinstance(num_classes, numbers.Integral) or isinstance(num_classes, bool) or num_classes < 1:
             raise ValueError(f"The number of classes must be a positive int. Received: {num_classes!r}")
         activation = keras.activations.get(classifier_activation)
+        num_classes = int(num_classes)
         logits, training_outputs = backbone.classification_head(num_classes, **head_options)
         predictions = keras.layers.Activation(
             activation, dtype=backbone.dtype_policy.variable_dtype, name="predictions"
@@ -99,7 +104,8 @@ BUILDER_DOCSTRING = """Builds {variant}: `{backbone}({defaults})`.
             `False` takes normalised ones. Defaults to `True`.
         name: str. Name of the model. Defaults to `"{variant}"`.
         **backbone_options: other arguments of `{backbone}`, such as
-            `drop_path_rate`, `data_format` or `dtype`, and of its head.
+            `drop_path_rate`, `data_format` or `dtype`, and with `include_top`
+            of its head, such as `token_label_head`.
 
     Returns:
         An `ImageClassifier`, or a `{backbone}` with `include_top=False`. Both
@@ -136,6 +142,7 @@ def make_builder(variant, backbone_class, defaults):
         **backbone_options,
     ):
         check_pooling(pooling)
+        _check_input_shape(input_shape, input_tensor)
         weights_file = find_weights(weights, variant)
         if weights is not None and include_top and classifier_activation not in (None, "softmax"):
             raise ValueError(
@@ -168,6 +175,16 @@ def make_builder(variant, backbone_class, defaults):
     return builder
 
 
+def _check_input_shape(input_shape, input_tensor):
+    if input_shape is None or not keras.backend.is_keras_tensor(input_tensor):
+        return
+    if tuple(input_shape) != tuple(input_tensor.shape[1:]):
+        raise ValueError(
+            "`input_shape` must be the shape of `input_tensor`, or None. "
+            f"Received: input_shape={tuple(input_shape)}, input_tensor of shape {tuple(input_tensor.shape[1:])}"
+        )
+
+
 def _default_shape(include_top, data_format):
     size = (224, 224) if include_top else (None, None)
     channels_first = (data_format or keras.config.image_data_format()) == "channels_first"
@@ -176,8 +193,8 @@ def _default_shape(include_top, data_format):
 
 def _load_pretrained(model, weights_file):
     """Loads the backbone, and of the head what fits; the rest of the head stays new, with a warning."""
+    load_layers(model.backbone.own_layers, weights_file)
     backbone_layers = model.backbone.layers
-    load_layers(backbone_layers, weights_file)
     new = []
     for layer in model.layers:
         if layer.weights and layer not in backbone_layers:

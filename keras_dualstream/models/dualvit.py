@@ -116,8 +116,12 @@ class DualViTBackbone(Backbone):
             ("depths", depths),
             ("mlp_ratios", mlp_ratios),
         ):
-            if len(value) != 4:
+            if not isinstance(value, (tuple, list)) or len(value) != 4:
                 raise ValueError(f"`{argument}` must have one value for each of the 4 stages. Received: {value}")
+        if min(*mlp_ratios, mlp_ratios[2] - 1) <= 0:
+            raise ValueError(f"`mlp_ratios` must be positive, the third above 1. Received: {mlp_ratios}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={drop_path_rate}")
         options = ImageOptions(image_shape, input_tensor, include_preprocessing, pooling, data_format, dtype)
         images, x = options.begin(MINIMUM_SIZE)
 

@@ -22,7 +22,7 @@ class FlatModel(keras.Model):
         return [name for name in super().__dir__() if name != "backbone"]
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
-        """Saves the weights; the file appears whole or not at all.
+        """Saves the weights, and the optimizer's once it has any; the file appears whole or not at all.
 
         Args:
             filepath: path ending in `.weights.h5`.
@@ -37,7 +37,7 @@ class FlatModel(keras.Model):
         elif os.path.exists(filepath) and not overwrite:
             raise ValueError(f"The weights file exists and `overwrite=False`. Received: filepath={filepath!r}")
         else:
-            write_file(filepath, lambda path: keras.saving.save_weights(_by_name(self.layers), path))
+            write_file(filepath, lambda path: keras.saving.save_weights(_by_name(self.layers, _built(self)), path))
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """Loads every layer's weights by the layer's name; what else the file holds is left alone.
@@ -57,7 +57,7 @@ class FlatModel(keras.Model):
         if not filepath.endswith(".weights.h5"):
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         else:
-            load_layers(self.layers, filepath, skip_mismatch=skip_mismatch, **kwargs)
+            load_layers(self.layers, filepath, optimizer=_built(self), skip_mismatch=skip_mismatch, **kwargs)
 
     def get_config(self):
         return {"name": self.name, "frozen_layers": [layer.name for layer in self.layers if not layer.trainable]}
@@ -67,17 +67,19 @@ class FlatModel(keras.Model):
         config = dict(config)
         frozen_layers = config.pop("frozen_layers", ())
         model = cls(**config)
-        for name in frozen_layers:
-            model.get_layer(name).trainable = False
+        for layer in model.layers:
+            if layer.name in frozen_layers:
+                layer.trainable = False
         return model
 
 
-def load_layers(layers, filepath, **kwargs):
+def load_layers(layers, filepath, optimizer=None, **kwargs):
     """Loads the weights of some layers by name, all of them or none.
 
     Args:
         layers: list of layers.
         filepath: path of a `.weights.h5` file that a `FlatModel` saved.
+        optimizer: optimizer whose variables are loaded too, where the file has any. Defaults to `None`.
         **kwargs: arguments of `keras.saving.load_weights`.
 
     Raises:
@@ -85,31 +87,49 @@ def load_layers(layers, filepath, **kwargs):
     """
     if not os.path.isfile(filepath):
         raise ValueError(f"The weights file does not exist. Received: {filepath!r}")
-    before = [(variable, keras.ops.convert_to_numpy(variable)) for layer in layers for variable in layer.weights]
-    try:
-        keras.saving.load_weights(_by_name(layers), filepath, **kwargs)
-    except Exception as error:
-        for variable, value in before:
-            variable.assign(value)
-        if _is_readable(filepath):
-            raise
-        raise ValueError(f"The weights file {filepath!r} is damaged or not HDF5. Cause: {error}") from error
-
-
-def _is_readable(filepath):
     try:
         with h5py.File(filepath, "r") as file:
             file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
+            optimizer = optimizer if "optimizer" in file else None
+    except Exception as error:
+        raise ValueError(f"The weights file {filepath!r} is damaged or not HDF5. Cause: {error}") from error
+    if not _fits(layers, filepath, optimizer, **kwargs):
+        misfits = [layer.name for layer in layers if layer.weights and not _fits([layer], filepath, undo=True)]
+        raise ValueError(
+            f"The weights file {filepath!r} does not fit the model, which is unchanged. Build the model with the "
+            f"variant, options and channels that saved the file. Missing or of other shapes: {', '.join(misfits)}"
+        )
+
+
+def _fits(layers, filepath, optimizer=None, undo=False, **kwargs):
+    """Loads and tells whether that worked; otherwise, or with `undo`, everything is as it was."""
+    variables = [variable for layer in layers for variable in layer.weights]
+    variables += [] if optimizer is None else optimizer.variables
+    before = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    fits = True
+    try:
+        keras.saving.load_weights(_by_name(layers, optimizer), filepath, **kwargs)
     except Exception:
-        return False
-    return True
+        fits = False
+    if undo or not fits:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+    return fits
 
 
-def _by_name(layers):
+def _built(model):
+    """The model's optimizer once it has variables, else `None`."""
+    optimizer = getattr(model, "optimizer", None)
+    return optimizer if optimizer is not None and optimizer.built else None
+
+
+def _by_name(layers, optimizer=None):
     """A layer that holds `layers` as attributes named like them, for Keras to walk through."""
     holder = keras.layers.Layer()
     holder.built = True
     for layer in layers:
         if layer.weights:
             setattr(holder, layer.name, layer)
+    if optimizer is not None:
+        holder.optimizer = optimizer
     return holder

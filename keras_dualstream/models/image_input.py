@@ -1,8 +1,11 @@
 """From the user's images to a normalised channels-last tensor."""
 
 import dataclasses
+import numbers
 
 import keras
+
+from keras_dualstream.layers.float64 import Normalization
 
 # Of ImageNet's RGB images in [0, 1], as all four papers normalise.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +51,8 @@ class ImageOptions:
                     f"Received: input_tensor={self.input_tensor!r}"
                 )
             self.image_shape = self.input_tensor.shape[1:]
+        if not isinstance(self.image_shape, (tuple, list)):
+            raise ValueError(f"The shape of the images must be a tuple of three. Received: {self.image_shape!r}")
         self.image_shape = tuple(self.image_shape)
 
     def begin(self, minimum_size):
@@ -72,7 +77,7 @@ class ImageOptions:
             mean, std = _statistics(channels)
             variance = [deviation**2 for deviation in std]
             x = keras.layers.Rescaling(1 / 255, dtype=self.dtype, name="rescale")(x)
-            x = keras.layers.Normalization(axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize")(x)
+            x = Normalization(axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize")(x)
         return images, x
 
 
@@ -87,7 +92,7 @@ def _check_image_shape(image_shape, data_format, minimum_size):
     if len(image_shape) != 3:
         raise ValueError(f"The shape of the images must be {order}. Received: {image_shape}")
     *sizes, channels = image_shape if data_format == "channels_last" else (*image_shape[1:], image_shape[0])
-    if not isinstance(channels, int) or channels < 1:
+    if not isinstance(channels, numbers.Integral) or channels < 1:
         raise ValueError(
             f"The shape of the images must be {order} with a known number of channels. Received: {image_shape}"
         )

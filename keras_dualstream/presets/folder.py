@@ -68,6 +68,6 @@ def read_preset(folder):
             config = json.load(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"The preset file {path!r} cannot be read; save the preset again. Cause: {error}") from error
-    if not isinstance(config, dict) or "class_name" not in config:
+    if not isinstance(config, dict) or "class_name" not in config or not isinstance(config.get("config"), dict):
         raise ValueError(f"The preset file {path!r} does not describe a backbone; save the preset again.")
     return config, os.path.join(folder, WEIGHTS_FILE)
