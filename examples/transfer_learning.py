@@ -11,6 +11,7 @@ model, and `figure.png` shows how it went.
 """
 
 import argparse
+import importlib.util
 import inspect
 import json
 import os
@@ -36,7 +37,7 @@ def parse_arguments(argv):
     parser.add_argument("--backend", choices=backends, default=default_backend, help="what Keras runs on")
     parser.add_argument("--model", default="DualViTS", help="a builder of keras_dualstream")
     parser.add_argument("--data", default="digits", help="'digits', a folder with a sub-folder per class, or tfds:NAME")
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of the first training")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of the first training")
     parser.add_argument("--image-size", type=int, default=48, help="images are resized to this height and width")
     parser.add_argument("--images-per-class", type=int, help="use at most this many images of each class")
     parser.add_argument("--labelled", type=int, default=20, help="images of each new class that the transfer may see")
@@ -63,10 +64,18 @@ def make_output_folder(path):
     return folder
 
 
+def check_packages():
+    """What the last steps need is missed before the first one, not an hour later."""
+    for package, install in {"matplotlib": "matplotlib", "ai_edge_litert": "ai-edge-litert"}.items():
+        if importlib.util.find_spec(package) is None:
+            raise Problem(f"This example needs {install}: pip install {install}")
+
+
 def find_builder(name):
     import keras_dualstream
 
-    builders = {key: value for key, value in vars(keras_dualstream).items() if inspect.isfunction(value)}
+    functions = {key: value for key, value in vars(keras_dualstream).items() if inspect.isfunction(value)}
+    builders = {key: value for key, value in functions.items() if "include_top" in inspect.signature(value).parameters}
     if name not in builders:
         raise Problem(f"--model must be one of {', '.join(sorted(builders))}. Received: {name!r}")
     return builders[name]
@@ -108,7 +117,7 @@ def load_digits(_):
 
     def place(scan):
         canvas = np.zeros((96, 96, 1), "float32")
-        size = rng.integers(36, 73)
+        size = rng.integers(52, 82)
         top, left = rng.integers(0, 96 - size, 2)
         canvas[top : top + size, left : left + size] = tf.image.resize(scan[..., None] * (255 / 16), (size, size))
         return canvas
@@ -127,12 +136,17 @@ def load_folder(path):
         raise Problem(f"--data must be 'digits', an existing folder or tfds:NAME. Received: {path!r}")
     class_names = sorted(child.name for child in folder.iterdir() if child.is_dir())
 
+    def read(file):
+        try:
+            return tf.io.decode_image(tf.io.read_file(str(file)), 3, expand_animations=False)
+        except tf.errors.OpError as error:
+            raise Problem(f"--data {path!r} has a file that cannot be read as an image: {file}") from error
+
     def pairs():
         for label, name in enumerate(class_names):
             for file in sorted((folder / name).rglob("*")):
                 if file.suffix.lower() in IMAGE_SUFFIXES:
-                    content = tf.io.read_file(str(file))
-                    yield lambda content=content: tf.io.decode_image(content, 3, expand_animations=False), label
+                    yield lambda file=file: read(file), label
 
     return pairs(), class_names
 
@@ -146,13 +160,18 @@ def load_tfds(data):
     try:
         datasets, info = tfds.load(name, with_info=True)
     except Exception as error:
-        raise Problem(f"TensorFlow Datasets cannot give {name!r}: {str(error).splitlines()[0]}") from error
+        raise Problem(
+            f"TensorFlow Datasets cannot give {name!r}: {str(error).partition(chr(10))[0] or repr(error)}"
+        ) from error
+    features = info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
+        raise Problem(f"--data {data!r} must have images and labels. Its features are {', '.join(features)}.")
     pairs = (
         (lambda example=example: example["image"], int(example["label"]))
         for dataset in datasets.values()
         for example in dataset
     )
-    return pairs, info.features["label"].names
+    return pairs, features["label"].names
 
 
 def resize(image, size):
@@ -243,7 +262,12 @@ def run(arguments, output):
     def build(classes):
         keras.utils.set_random_seed(1)
         # Branches that start at a tenth of their strength suit a short training better than the papers' millionth.
-        return builder(input_shape=images.shape[1:], classes=classes, layer_scale_init_value=0.1)
+        try:
+            return builder(input_shape=images.shape[1:], classes=classes, layer_scale_init_value=0.1)
+        except ValueError as error:
+            raise Problem(
+                f"{arguments.model} cannot be built with --image-size {arguments.image_size}: {error}"
+            ) from error
 
     results, histories = {}, {}
     heading(1, f"Training {arguments.model} on {', '.join(names[:half])}")
@@ -256,7 +280,7 @@ def run(arguments, output):
     model.save_weights(weights)
 
     few = dataset("target", 0, training=True, most=arguments.labelled)
-    head_epochs = 2 * arguments.epochs
+    head_epochs = 4 * arguments.epochs
     titles = {"untrained": "frozen untrained backbone", "transferred": "frozen transferred backbone"}
     for step, (kind, title) in enumerate(titles.items(), 2):
         heading(step, f"A new head for {', '.join(names[half:])} on a {title}, {arguments.labelled} images of each")
@@ -425,6 +449,7 @@ def main(argv=None):
         if arguments.export_only:
             export(output)
             return 0
+        check_packages()
         results, histories, predictions = run(arguments, output)
         export_in_fresh_process(output)
         heading(6, "Drawing")

@@ -126,9 +126,10 @@ def test_wrong_shapes_are_named_and_nothing_changes(model, state_dict):
     assert_unchanged(model, before)
 
 
-def test_a_tensor_that_is_none_changes_nothing(model, state_dict):
+@pytest.mark.parametrize("array", [np.array(["x"] * 32), np.zeros(32, dtype=[("a", "f4")])])
+def test_an_array_that_holds_no_numbers_changes_nothing(array, model, state_dict):
     before = values(model)
-    state_dict["norm4.bias"] = np.array(["x"] * 32)
+    state_dict["norm4.bias"] = array
     with pytest.raises(ValueError, match="'norm4.bias' must be numeric"):
         load_checkpoint(model, state_dict)
     assert_unchanged(model, before)
@@ -142,7 +143,14 @@ def test_a_token_label_checkpoint_wants_its_head(state_dict):
 def test_other_variants_and_things_are_refused(model, state_dict):
     with pytest.raises(ValueError, match="and [0-9]+ more; of the wrong shape"):
         load_checkpoint(keras_dualstream.DualViTS(input_shape=(32, 32, 3)), state_dict)
-    with pytest.raises(TypeError, match="`mapping` must be a dict from names to arrays. Received: <class 'list'>"):
+    with pytest.raises(TypeError, match="`mapping` must be a dict from names to arrays; .* Received: <class 'list'>"):
         load_checkpoint(model, list(state_dict))
     with pytest.raises(TypeError, match="`model` must come from a builder"):
         load_checkpoint(keras.Sequential(), state_dict)
+
+
+def test_only_the_counters_of_known_normalisations_are_left_out(model, state_dict):
+    with pytest.raises(ValueError, match="in the checkpoint but not in the model: norm9.num_batches_tracked"):
+        load_checkpoint(model, {**state_dict, "norm9.num_batches_tracked": np.zeros((), "int64")})
+    with pytest.raises(TypeError, match="must have the names of tensors as keys. Received: 3"):
+        load_checkpoint(model, {**state_dict, 3: np.zeros(1)})

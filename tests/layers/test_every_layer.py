@@ -113,6 +113,11 @@ def test_gradients_reach_every_weight(name):
         assert np.abs(gradient).max() > 0, weight.path
 
 
+def test_a_layer_made_frozen_has_no_trainable_weight(name):
+    layer, _ = make(name, trainable=False)
+    assert not layer.trainable_weights
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_computes_in_half_and_stays_close(name, policy):
     layer, arrays = make(name)

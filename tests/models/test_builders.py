@@ -247,8 +247,14 @@ ERRORS = {
     "data format": (dict(data_format="last"), "`data_format` must be 'channels_last' or 'channels_first'. Received"),
     "input tensor": (dict(input_tensor=np.ones((1, 32, 32, 3))), "`input_tensor` must be a KerasTensor"),
     "heads": (dict(num_heads=(3, 2, 3, 4)), "`num_heads` must divide the channels.*num_heads=3, channels=8"),
+    "conflict": (
+        dict(input_tensor=keras.Input((64, 64, 3))),
+        "`input_shape` must be the shape of `input_tensor`, or None",
+    ),
+    "ratios": (dict(mlp_ratios=(2, 2, 1, 2)), "`mlp_ratios` must be positive, the third above 1. Received"),
+    "stages type": (dict(depths=2), "`depths` must have one value for each of the 4 stages. Received: 2"),
     "stages": (dict(depths=(1, 1, 1)), r"`depths` must have one value for each of the 4 stages. Received: \(1, 1, 1\)"),
-    "drop path": (dict(drop_path_rate=1.5), r"`rate` must be in \[0, 1\)"),
+    "drop path": (dict(drop_path_rate=1.5), r"`drop_path_rate` must be in \[0, 1\). Received: drop_path_rate=1.5"),
 }
 
 
@@ -264,6 +270,32 @@ def test_pooling_is_checked_without_top_too():
         keras_dualstream.DualViTS(include_top=False, pooling="mean", **TINY)
     with pytest.raises(ValueError, match="`pooling` must be None, 'avg' or 'max'. Received: pooling='mean'"):
         keras_dualstream.DualViTBackbone(pooling="mean", **TINY)
+
+
+def test_numpy_integers_are_numbers_of_classes():
+    assert tiny_model(classes=np.int64(3)).output_shape == (None, 3)
+
+
+def test_a_classifier_wants_a_backbone_of_this_package():
+    with pytest.raises(ValueError, match="`backbone` must be a backbone of keras_dualstream. Received"):
+        keras_dualstream.ImageClassifier(keras.Sequential())
+
+
+def test_an_image_too_small_for_a_free_size_is_named():
+    model = tiny_model((None, None, 3))
+    with pytest.raises(ValueError, match="at least 25x25"):
+        model(images(1, 20, 40, 3))
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_preprocessing_and_pooling_keep_float64(pooling, float64):
+    options = dict(TINY, image_shape=(64, 96, 3), dtype=float64)
+    with_both = randomize(keras_dualstream.DualViTBackbone(**options, pooling=pooling))
+    without = randomize(keras_dualstream.DualViTBackbone(**options, include_preprocessing=False))
+    x = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype("float64")
+    features = without.predict((x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], verbose=0)
+    expected = features.mean(axis=(1, 2)) if pooling == "avg" else features.max(axis=(1, 2))
+    assert relative_error(with_both.predict(x, verbose=0), expected) < 1e-12
 
 
 def test_an_unknown_option_is_refused():

@@ -135,6 +135,48 @@ def test_a_damaged_weights_file_is_refused_and_changes_nothing(damage, tmp_path)
         tiny_model(weights=path)
 
 
+def test_a_weights_file_holds_the_optimizer_for_those_who_go_on_training(tmp_path):
+    x, y = 100 * images(4, 32, 40, 3), np.arange(4)
+
+    def trained(epochs):
+        model = tiny_model()
+        model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+        model.fit(x, y, epochs=epochs, verbose=0)
+        return model
+
+    model, other = trained(3), trained(1)
+    path = str(tmp_path / "a.weights.h5")
+    model.save_weights(path)
+    other.load_weights(path)
+    assert int(other.optimizer.iterations) == 3
+    for found, expected in zip(other.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+    assert_same(tiny_model(weights=path), values(model))
+
+
+def test_weights_are_loaded_behind_a_users_own_layers(tmp_path):
+    path = str(tmp_path / "a.weights.h5")
+    source = randomize(tiny_model())
+    source.save_weights(path)
+    gray = keras.Input((32, 40, 1), name="gray")
+    rgb = keras.layers.Conv2D(3, 1, name="to_rgb", data_format="channels_last")(gray)
+    model = tiny_model(None, input_tensor=rgb, weights=path)
+    found = values(model)
+    assert all((found[name] == value).all() for name, value in values(source).items())
+
+
+def test_what_was_frozen_stays_frozen_in_another_model(tmp_path):
+    backbone = keras_dualstream.DualViTS(include_top=False, pooling="avg", input_shape=(32, 40, 3), **TINY)
+    backbone.trainable = False
+    model = keras.Model(backbone.input, keras.layers.Dense(3)(backbone.output))
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert len(model.trainable_weights) == len(restored.trainable_weights) == 2
+    backbone.save_to_preset(tmp_path / "preset")
+    other = keras_dualstream.DualViTBackbone.from_preset(tmp_path / "preset", include_preprocessing=False)
+    assert not other.trainable_weights
+
+
 def test_a_missing_weights_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="The weights file does not exist. Received: .*none.weights.h5"):
         tiny_model().load_weights(tmp_path / "none.weights.h5")
@@ -211,6 +253,8 @@ def test_a_damaged_preset_folder_says_what_is_wrong(tmp_path):
     for content, message in [
         (config[:50], "config.json' cannot be read; save the preset again"),
         ("[]", "does not describe a backbone"),
+        (config.replace('"config":', '"other":'), "does not describe a backbone"),
+        (config.replace('"stem_dim"', '"window"'), "do not fit DualViTBackbone. Cause: .*window"),
         (config.replace("DualViTBackbone", "OtherBackbone"), "holds a OtherBackbone"),
     ]:
         (folder / "config.json").write_text(content)
