@@ -6,6 +6,7 @@ layers lose nine digits there: the error of a normalisation is 2e-7 instead of
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_dualstream.ops.float64 import mean as mean_of
@@ -82,10 +83,10 @@ class Normalization(keras.layers.Normalization):
     def call(self, inputs):
         if self.compute_dtype != "float64":
             return super().call(inputs)
-        mean, variance = (
-            ops.convert_to_tensor(values, dtype="float64") for values in (self.input_mean, self.input_variance)
-        )
-        return (ops.cast(inputs, "float64") - mean) / ops.sqrt(variance)
+        # NumPy constants: Keras holds the statistics in float32.
+        mean, scale = np.array(self.input_mean, "float64"), np.array(self.input_variance, "float64") ** -0.5
+        centred = ops.cast(inputs, "float64") - ops.convert_to_tensor(mean, dtype="float64")
+        return centred * ops.convert_to_tensor(scale, dtype="float64")
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

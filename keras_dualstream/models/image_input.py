@@ -74,9 +74,7 @@ class ImageOptions:
         if self.data_format == "channels_first":
             x = keras.layers.Permute((2, 3, 1), dtype=self.dtype, name="channels_last")(x)
         if self.include_preprocessing:
-            mean, std = _statistics(channels)
-            variance = [deviation**2 for deviation in std]
-            x = keras.layers.Rescaling(1 / 255, dtype=self.dtype, name="rescale")(x)
+            mean, variance = _statistics(channels)
             x = Normalization(axis=-1, mean=mean, variance=variance, dtype=self.dtype, name="normalize")(x)
         return images, x
 
@@ -105,7 +103,9 @@ def _check_image_shape(image_shape, data_format, minimum_size):
 
 
 def _statistics(channels):
-    """ImageNet's mean and standard deviation; one channel takes their averages, others repeat them in turn."""
+    """Mean and variance of images in [0, 255]; one channel takes ImageNet's averages, others repeat them in turn."""
     if channels == 1:
-        return [sum(IMAGE_MEAN) / 3], [sum(IMAGE_STD) / 3]
-    return tuple([values[channel % 3] for channel in range(channels)] for values in (IMAGE_MEAN, IMAGE_STD))
+        mean, std = [sum(IMAGE_MEAN) / 3], [sum(IMAGE_STD) / 3]
+    else:
+        mean, std = ([values[channel % 3] for channel in range(channels)] for values in (IMAGE_MEAN, IMAGE_STD))
+    return [255 * value for value in mean], [(255 * value) ** 2 for value in std]
