@@ -280,7 +280,7 @@ def run(arguments, output):
     model.save_weights(weights)
 
     few = dataset("target", 0, training=True, most=arguments.labelled)
-    head_epochs = 4 * arguments.epochs
+    head_epochs = 2 * arguments.epochs
     titles = {"untrained": "frozen untrained backbone", "transferred": "frozen transferred backbone"}
     for step, (kind, title) in enumerate(titles.items(), 2):
         heading(step, f"A new head for {', '.join(names[half:])} on a {title}, {arguments.labelled} images of each")

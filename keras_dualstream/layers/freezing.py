@@ -11,4 +11,6 @@ def keep_frozen(layer):
         layer: a layer whose parts are built.
     """
     if not layer.trainable:
+        # By way of True: TensorFlow does nothing when an attribute is set to what it is.
+        layer.trainable = True
         layer.trainable = False
