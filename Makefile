@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two processes, each with whole files, since most of the time goes into tracing and compiling on one core.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint clean
+.PHONY: demo test parity lint clean
 
 demo: .venv/examples
 	$(BIN)/python examples/transfer_learning.py
@@ -13,6 +13,12 @@ demo: .venv/examples
 test: .venv/test lint
 	for backend in tensorflow jax torch; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PYTEST_FLAGS) || exit 1; \
+	done
+
+# Every variant and size in float32 and float64, with the errors printed.
+parity: .venv/test
+	for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/models/test_parity.py -m "" -s || exit 1; \
 	done
 
 lint: .venv/test

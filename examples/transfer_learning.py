@@ -206,11 +206,13 @@ def to_dataset(images, labels, training, batch_size=32):
     if training:
         shift, shape = images.shape[1] // 8, images.shape[1:]
 
-        def shifted(image, label):
+        def shifted(example, seed):
+            image, label = example
             padded = tf.pad(image, [[shift, shift], [shift, shift], [0, 0]], mode="SYMMETRIC")
-            return tf.image.random_crop(padded, shape), label
+            return tf.image.stateless_random_crop(padded, shape, (seed, 0)), label
 
-        dataset = dataset.shuffle(len(images), seed=0).map(shifted, tf.data.AUTOTUNE)
+        seeds = tf.data.Dataset.random(seed=0)
+        dataset = tf.data.Dataset.zip((dataset.shuffle(len(images), seed=0), seeds)).map(shifted, tf.data.AUTOTUNE)
     return dataset.map(lambda image, label: (tf.cast(image, "float32"), label)).batch(batch_size).prefetch(2)
 
 

@@ -7,6 +7,10 @@ from keras_dualstream.models.dualvit import DualViTB
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.dualvit import DualViTL
 from keras_dualstream.models.dualvit import DualViTS
+from keras_dualstream.models.transxnet import TransXNetB
+from keras_dualstream.models.transxnet import TransXNetBackbone
+from keras_dualstream.models.transxnet import TransXNetS
+from keras_dualstream.models.transxnet import TransXNetT
 
 __version__ = "0.1.0"
 
@@ -16,6 +20,10 @@ __all__ = [
     "DualViTL",
     "DualViTS",
     "ImageClassifier",
+    "TransXNetB",
+    "TransXNetBackbone",
+    "TransXNetS",
+    "TransXNetT",
     "conversion",
     "layers",
 ]

@@ -1,9 +1,18 @@
-"""What every test starts from: a seed, and float64 on JAX where it is asked for."""
+"""What every test starts from: a seed, programs that JAX compiled before, and float64 on JAX where it is asked for."""
 
 import contextlib
+import os
+import pathlib
 
-import keras
-import pytest
+# Most of a test's time on JAX is compiling what another test or process has compiled already. Set before JAX is
+# imported, and for the processes that tests start.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,28 @@ TINY = dict(
     stem_dim=8,
     embed_dims=(8, 16, 24, 32),
     num_heads=(1, 2, 3, 4),
-    depths=(1, 2, 2, 1),
+    depths=(1, 1, 2, 1),
     mlp_ratios=(2, 2, 2, 2),
     layer_scale_init_value=0.5,
 )
+
+
+# A TransXNet with every kind of layer; its position bias is made for another size than the tests' images.
+TINY_TRANSXNET = dict(
+    embed_dims=(8, 16, 24, 32),
+    num_heads=(1, 2, 3, 4),
+    depths=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2),
+    kernel_size=3,
+    pretraining_size=48,
+    layer_scale_init_value=0.5,
+)
+
+
+def tiny_transxnet(input_shape=(32, 40, 3), classes=5, **options):
+    """A small TransXNet classifier made by the public builder."""
+    options = {**TINY_TRANSXNET, "drop_path_rate": 0.0, **options}
+    return keras_dualstream.TransXNetT(input_shape=input_shape, classes=classes, **options)
 
 
 def tiny_model(input_shape=(32, 40, 3), classes=5, **options):
@@ -43,7 +61,8 @@ def randomize(model, seed=0):
             value = 0.1 * noise
         else:
             value = noise / np.sqrt(np.prod(weight.shape[:-1]))
-        weight.assign(value)
+        # Of the right dtype here: JAX would compile a conversion for every shape.
+        weight.assign(value.astype(weight.dtype))
     return model
 
 
@@ -68,6 +87,20 @@ def read_manifest(variant):
     """The names and shapes of a variant's PyTorch checkpoint."""
     with gzip.open(FIXTURES / "parity" / f"{variant}.json.gz", "rt") as file:
         return json.load(file)
+
+
+def compiled(model):
+    """The model's function of its inputs, as one program on JAX, which else compiles every operation by itself."""
+    if keras.config.backend() != "jax":
+        return model
+    import jax
+
+    @jax.jit
+    def run(values, inputs):
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+            return model(*inputs)
+
+    return lambda *inputs: run([variable.value for variable in model.variables], inputs)
 
 
 def gradient_function(model, loss, training=False):

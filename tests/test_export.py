@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import randomize
 from helpers import tiny_model
+from helpers import tiny_transxnet
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BACKEND = keras.config.backend()
@@ -53,6 +54,8 @@ FORMATS = {
 CLASSIFIER = dict(input_shape=(65, 97, 3))
 HEADLESS = dict(include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 CHANNELS_FIRST = dict(input_shape=(3, 33, 64), data_format="channels_first", include_preprocessing=False)
+TRANSXNET = dict(make=tiny_transxnet, input_shape=(65, 97, 3))
+TRANSXNET_HEADLESS = dict(make=tiny_transxnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
 
 CASES = {
@@ -60,6 +63,9 @@ CASES = {
     "one batch": Case(CLASSIFIER, (2, 65, 97, 3), ((2, 65, 97, 3),)),
     "any size": Case(HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "one size": Case(HEADLESS, (None, 65, 97, 3), ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "TransXNet, any batch": Case(TRANSXNET, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "TransXNet, one batch": Case(TRANSXNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
+    "TransXNet, any size": Case(TRANSXNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "channels first": Case(CHANNELS_FIRST, None, ((2, 3, 33, 64),)),
 }
 
@@ -68,11 +74,12 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
-        "yes: any batch, any image size", works=("any batch", "one batch", "any size")
+        "yes: any batch, any image size",
+        works=("any batch", "one batch", "any size", "TransXNet, any size"),
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
-        works=("any batch", "one batch", "one size"),
+        works=("any batch", "one batch", "one size", "TransXNet, any batch"),
         fails={"any size": (Exception, "Symbolic dimension comparison .* is inconclusive")},
     ),
     ("tf_saved_model", "torch"): Cell(
@@ -80,7 +87,14 @@ EXPORTS = {
     ),
     ("litert", "tensorflow"): Cell(
         "yes: any batch, any image size, only built-in ops; float32 only, as mixed precision needs Flex ops",
-        works=("any batch", "one batch", "any size", "channels first"),
+        works=(
+            "any batch",
+            "one batch",
+            "any size",
+            "channels first",
+            "TransXNet, any batch",
+            "TransXNet, any size",
+        ),
     ),
     ("litert", "jax"): Cell(
         "no: Keras has no exporter; save a `.keras` file and export it under TensorFlow",
@@ -92,7 +106,9 @@ EXPORTS = {
     ),
     ("torch", "tensorflow"): NO_TORCH_PROGRAM,
     ("torch", "jax"): NO_TORCH_PROGRAM,
-    ("torch", "torch"): Cell("yes: one batch, one image size, both in `input_signature`", works=("one batch",)),
+    ("torch", "torch"): Cell(
+        "yes: one batch, one image size, both in `input_signature`", works=("one batch", "TransXNet, one batch")
+    ),
     **{("keras", backend): KERAS_FILE for backend in BACKENDS},
 }
 
@@ -115,9 +131,9 @@ def readme_table():
 
 
 @functools.cache
-def small_model(**options):
+def small_model(make=tiny_model, **options):
     """A small model, none of whose weights and BatchNorm statistics are the initial ones."""
-    return randomize(tiny_model(depths=(1, 1, 1, 1), **options))
+    return randomize(make(depths=(1, 1, 1, 1), **options))
 
 
 def images(*shape):

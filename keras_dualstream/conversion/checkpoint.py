@@ -3,11 +3,13 @@
 import numpy as np
 
 from keras_dualstream.conversion import dualvit
+from keras_dualstream.conversion import transxnet
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
 from keras_dualstream.models.dualvit import DualViTBackbone
+from keras_dualstream.models.transxnet import TransXNetBackbone
 
-FAMILIES = {DualViTBackbone: dualvit}
+FAMILIES = {DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 
 # PyTorch counts batches beside each BatchNorm; nothing reads the count at a fixed momentum.
 COUNTER = ".num_batches_tracked"

@@ -1,8 +1,7 @@
 """Where Dual-ViT's checkpoint keeps what."""
 
-import functools
-
 from keras_dualstream.conversion.porters import Tensor
+from keras_dualstream.conversion.porters import tensors_inside
 from keras_dualstream.conversion.porters import tensors_of
 
 DUAL_BLOCK = {
@@ -92,11 +91,11 @@ def checkpoint_tensors(model):
         tensors += tensors_of(model.get_layer(f"stem_norm{index + 1}"), f"patch_embed1.conv.{3 * index + 1}")
     semantic_tokens = model.get_layer("stage1_semantic_tokens")
     tensors.append(Tensor("q", semantic_tokens.queries))
-    tensors += _tensors_inside(semantic_tokens, "", SEMANTIC_TOKENS)
+    tensors += tensors_inside(semantic_tokens, "", SEMANTIC_TOKENS)
     for stage, depth in enumerate(backbone.depths, 1):
         tensors += _stage_tensors(model, backbone, stage, depth)
     if model is not backbone:
-        tensors += _tensors_inside(model.get_layer("class_block"), "post_network.0.", CLASS_BLOCK)
+        tensors += tensors_inside(model.get_layer("class_block"), "post_network.0.", CLASS_BLOCK)
         tensors += tensors_of(model.get_layer("classifier"), "head")
         if "token_logits" in model.training_outputs:
             tensors += tensors_of(model.get_layer("token_classifier"), "aux_head")
@@ -105,26 +104,18 @@ def checkpoint_tensors(model):
 
 def _stage_tensors(model, backbone, stage, depth):
     embedding = {"proj": "projection", "norm": "norm"}
-    tensors = _tensors_inside(model.get_layer(f"stage{stage}_embedding"), f"patch_embed{stage}.", embedding)
+    tensors = tensors_inside(model.get_layer(f"stage{stage}_embedding"), f"patch_embed{stage}.", embedding)
     if stage > 1:
         name = f"stage{stage}_semantic_embedding"
         tensors += tensors_of(model.get_layer(name), f"proxy_embed{stage}.proj_proxy.0")
         tensors += tensors_of(model.get_layer(f"{name}_norm"), f"proxy_embed{stage}.proj_proxy.1")
     for block in range(depth):
         layer, prefix = model.get_layer(f"stage{stage}_block{block + 1}"), f"block{stage}.{block}."
-        tensors += _tensors_inside(layer, prefix, DUAL_BLOCK if stage < 3 else MERGE_BLOCK)
+        tensors += tensors_inside(layer, prefix, DUAL_BLOCK if stage < 3 else MERGE_BLOCK)
         if stage < 3:
             for step in backbone.semantic_steps:
-                tensors += _tensors_inside(layer.semantic_pathway, prefix, SEMANTIC_PATHWAY[step])
+                tensors += tensors_inside(layer.semantic_pathway, prefix, SEMANTIC_PATHWAY[step])
     tensors += tensors_of(model.get_layer(f"stage{stage}_norm"), f"norm{stage}")
     if stage < 4:
         tensors += tensors_of(model.get_layer(f"stage{stage}_semantic_norm"), f"norm_proxy{stage}")
-    return tensors
-
-
-def _tensors_inside(layer, prefix, names):
-    """The tensors of the layers inside `layer`, by the table `names` from module to attribute path."""
-    tensors = []
-    for module, path in names.items():
-        tensors += tensors_of(functools.reduce(getattr, path.split("."), layer), f"{prefix}{module}")
     return tensors

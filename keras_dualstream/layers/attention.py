@@ -9,6 +9,14 @@ from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.ops.attention import multi_head_attention
 
 
+def check_heads(num_heads, channels):
+    """Raises a `ValueError` unless the heads share the channels evenly."""
+    if channels % num_heads:
+        raise ValueError(
+            f"`num_heads` must divide the channels of the input. Received: num_heads={num_heads}, channels={channels}"
+        )
+
+
 class _MultiHead(keras.layers.Layer):
     """What both kinds of attention share: heads, and an optional output projection."""
 
@@ -20,11 +28,7 @@ class _MultiHead(keras.layers.Layer):
 
     def _build_projection(self, input_shape):
         channels = input_shape[-1]
-        if channels % self.num_heads:
-            raise ValueError(
-                f"`num_heads` must divide the channels of the input. "
-                f"Received: num_heads={self.num_heads}, channels={channels}"
-            )
+        check_heads(self.num_heads, channels)
         if self.use_projection:
             self.projection = self._linear(channels, "projection", input_shape)
 

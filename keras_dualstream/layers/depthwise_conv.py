@@ -8,14 +8,18 @@ from keras_dualstream.ops.depthwise import depthwise_conv2d
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`.
+    """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`, with explicit padding beside Keras' own.
 
-    Same arguments, weights and results; only the way it is computed differs:
-    on JAX as a sum of shifted products, which is up to 30 times faster on CPU.
+    Same arguments, weights and results; how it is computed depends on the
+    backend and its compiler, up to 30 times faster.
 
     Args:
         kernel_size: int or pair of int.
-        **kwargs: the arguments of `keras.layers.DepthwiseConv2D`.
+        strides: int or pair of int. Defaults to `(1, 1)`.
+        padding: `"valid"`, `"same"`, or the zeros on every side as PyTorch has
+            them: an int, a pair `(rows, columns)` or `((top, bottom), (left, right))`.
+            Defaults to `"valid"`.
+        **kwargs: the other arguments of `keras.layers.DepthwiseConv2D`.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`, or
@@ -24,12 +28,20 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     Returns:
         Tensor with `channels · depth_multiplier` channels.
 
+    Raises:
+        ValueError: if an argument has none of the values above.
+
     Example:
 
-    >>> y = DepthwiseConv2D(3, padding="same", data_format="channels_last")(keras.ops.ones((1, 5, 7, 4)))
+    >>> y = DepthwiseConv2D(3, strides=2, padding=1, data_format="channels_last")(keras.ops.ones((1, 5, 8, 4)))
     >>> tuple(y.shape)
-    (1, 5, 7, 4)
+    (1, 3, 4, 4)
     """
+
+    def __init__(self, kernel_size, strides=(1, 1), padding="valid", **kwargs):
+        explicit = None if isinstance(padding, str) else _zeros(padding)
+        super().__init__(kernel_size, strides=strides, padding="valid" if explicit else padding, **kwargs)
+        self.padding = explicit or self.padding
 
     def call(self, inputs):
         outputs = depthwise_conv2d(
@@ -44,3 +56,28 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             shape = (1, 1, 1, -1) if self.data_format == "channels_last" else (1, -1, 1, 1)
             outputs = outputs + ops.reshape(self.bias, shape)
         return outputs if self.activation is None else self.activation(outputs)
+
+    def compute_output_shape(self, input_shape):
+        if isinstance(self.padding, str):
+            return super().compute_output_shape(input_shape)
+        shape = list(input_shape)
+        channels, first = (3, 1) if self.data_format == "channels_last" else (1, 2)
+        shape[channels] *= self.depth_multiplier
+        for i, zeros in enumerate(self.padding):
+            if shape[first + i] is not None:
+                reach = (self.kernel_size[i] - 1) * self.dilation_rate[i]
+                shape[first + i] = (shape[first + i] + sum(zeros) - reach - 1) // self.strides[i] + 1
+        return tuple(shape)
+
+
+def _zeros(padding):
+    """`((top, bottom), (left, right))` from an int, a pair of int, or itself."""
+    pair = padding if isinstance(padding, (tuple, list)) else (padding, padding)
+    zeros = [(size, size) if isinstance(size, int) else size for size in pair]
+    known = len(zeros) == 2 and all(isinstance(sides, (tuple, list)) and len(sides) == 2 for sides in zeros)
+    if not known or any(not isinstance(size, int) or size < 0 for sides in zeros for size in sides):
+        raise ValueError(
+            "`padding` must be 'valid', 'same', an int, a pair of int or ((top, bottom), (left, right)), none of them "
+            f"negative. Received: padding={padding!r}"
+        )
+    return tuple(tuple(sides) for sides in zeros)

@@ -87,7 +87,12 @@ def drop_path_rates(rate, depths):
 
     Returns:
         One tuple of floats per stage.
+
+    Raises:
+        ValueError: if `rate` is not in `[0, 1)`.
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={rate}")
     last = max(sum(depths) - 1, 1)
     rates = iter([rate * block / last for block in range(sum(depths))])
     return [tuple(next(rates) for _ in range(depth)) for depth in depths]

@@ -1,13 +1,58 @@
-"""The initial values the papers train from."""
+"""The initial values the papers train from, drawn on the host.
+
+Keras draws them on the device, where JAX compiles a program for every shape: 19
+of the 20 seconds that a small Dual-ViT of 270 weights took to build.
+"""
+
+import math
 
 import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class TruncatedNormal(keras.initializers.TruncatedNormal):
+    """`keras.initializers.TruncatedNormal` drawn by NumPy: a normal distribution cut at two standard deviations.
+
+    Args:
+        **kwargs: the arguments of `keras.initializers.TruncatedNormal`.
+    """
+
+    def __call__(self, shape, dtype=None):
+        rng = np.random.default_rng(self.seed)
+        values = rng.standard_normal(shape)
+        beyond = np.abs(values) > 2
+        while beyond.any():
+            values[beyond] = rng.standard_normal(np.count_nonzero(beyond))
+            beyond = np.abs(values) > 2
+        return ops.convert_to_tensor(self.mean + self.stddev * values, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class FanOutNormal(keras.initializers.RandomNormal):
+    """Normal distribution with variance `2 / fan_out`, drawn by NumPy, for kernels `(height, width, …, outputs)`.
+
+    Args:
+        seed: int. Seed of the draws. Defaults to `None` (a random seed).
+    """
+
+    def __init__(self, seed=None):
+        super().__init__(seed=seed)
+
+    def get_config(self):
+        return {"seed": super().get_config()["seed"]}
+
+    def __call__(self, shape, dtype=None):
+        stddev = math.sqrt(2.0 / (math.prod(shape[:-2]) * shape[-1]))
+        return ops.convert_to_tensor(stddev * np.random.default_rng(self.seed).standard_normal(shape), dtype=dtype)
 
 
 def linear_initializer():
     """Truncated normal with standard deviation 0.02, for kernels of linear layers."""
-    return keras.initializers.TruncatedNormal(stddev=0.02)
+    return TruncatedNormal(stddev=0.02)
 
 
 def conv_initializer():
     """Normal with variance `2 / fan_out`, for kernels of convolutions."""
-    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+    return FanOutNormal()

@@ -5,10 +5,11 @@ import keras
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class LayerScale(keras.layers.Layer):
-    """Per-channel learned scale of a residual branch, `y = γ · x`.
+    """Per-channel learned scale of a residual branch, `y = γ · x`, or `y = γ · x + β`.
 
     Args:
         initial_value: float. Starting value of every γ. Defaults to `1e-6`.
+        use_bias: bool. Whether a learned β, 0 at first, is added. Defaults to `False`.
 
     Call arguments:
         x: float tensor `(batch, ..., channels)`.
@@ -26,9 +27,10 @@ class LayerScale(keras.layers.Layer):
         Touvron et al., "Going deeper with Image Transformers", eq. 4 (2021).
     """
 
-    def __init__(self, initial_value=1e-6, **kwargs):
+    def __init__(self, initial_value=1e-6, use_bias=False, **kwargs):
         super().__init__(**kwargs)
         self.initial_value = initial_value
+        self.use_bias = use_bias
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -37,12 +39,16 @@ class LayerScale(keras.layers.Layer):
             shape=(input_shape[-1],),
             initializer=keras.initializers.Constant(self.initial_value),
         )
+        self.beta = None
+        if self.use_bias:
+            self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
     def call(self, x):
-        return x * self.gamma
+        x = x * self.gamma
+        return x if self.beta is None else x + self.beta
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "initial_value": self.initial_value}
+        return {**super().get_config(), "initial_value": self.initial_value, "use_bias": self.use_bias}

@@ -128,6 +128,26 @@ class Backbone(FlatModel):
         return backbone
 
 
+def check_per_stage(**arguments):
+    """The arguments as tuples, once each is known to have one value for each of the four stages.
+
+    Args:
+        **arguments: tuples or lists of four numbers.
+
+    Returns:
+        Dict of tuples.
+
+    Raises:
+        ValueError: if an argument has another number of values, or one that is not positive.
+    """
+    for name, values in arguments.items():
+        if not isinstance(values, (tuple, list)) or len(values) != 4:
+            raise ValueError(f"`{name}` must have one value for each of the 4 stages. Received: {values}")
+        if min(values) <= 0:
+            raise ValueError(f"`{name}` must be positive. Received: {values}")
+    return {name: tuple(values) for name, values in arguments.items()}
+
+
 def _laid_out(x, level, options):
     """The channels-last map `x` in the layout of the user's images."""
     if options.data_format == "channels_last":

@@ -17,6 +17,7 @@ from keras_dualstream.layers.merge_block import MergeBlock
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.semantic_tokens import SemanticTokens
 from keras_dualstream.models.backbone import Backbone
+from keras_dualstream.models.backbone import check_per_stage
 from keras_dualstream.models.classifier import make_builder
 from keras_dualstream.models.image_input import ImageOptions
 
@@ -57,18 +58,10 @@ class DualViTBackbone(Backbone):
         semantic_steps: tuple of str. `steps` of every `SemanticPathway`.
         remat: bool. Whether training recomputes the blocks in the backward pass
             instead of keeping their activations. Defaults to `False`.
-        image_shape: tuple of three. Shape of one image in the order of
-            `data_format`; height and width may be `None` and are at least 25.
-            Defaults to `(None, None, 3)`.
-        input_tensor: KerasTensor to use as images. Defaults to `None`.
-        include_preprocessing: bool. Whether images are RGB in `[0, 255]` (`True`)
-            or already normalised (`False`). Defaults to `True`.
-        pooling: `None` for the last feature map as output, `"avg"` or `"max"`
-            for its average or maximum. Defaults to `None`.
-        data_format: `"channels_last"` or `"channels_first"`, of images and
-            outputs. Defaults to `keras.config.image_data_format()`.
-        dtype: dtype or dtype policy of the layers. Defaults to the global policy.
         name: str. Name of the model. Defaults to `None`.
+        **image_options: `image_shape` (height and width `None` or at least 25),
+            `input_tensor`, `include_preprocessing`, `pooling`, `data_format` and
+            `dtype` as in `keras_dualstream.models.image_input.ImageOptions`.
 
     Attributes:
         pyramid_outputs: dict of KerasTensors `"P2"` … `"P5"`, the normalised
@@ -102,27 +95,13 @@ class DualViTBackbone(Backbone):
         layer_scale_init_value=1e-6,
         semantic_steps=SEMANTIC_STEPS,
         remat=False,
-        image_shape=(None, None, 3),
-        input_tensor=None,
-        include_preprocessing=True,
-        pooling=None,
-        data_format=None,
-        dtype=None,
         name=None,
+        **image_options,
     ):
-        for argument, value in (
-            ("embed_dims", embed_dims),
-            ("num_heads", num_heads),
-            ("depths", depths),
-            ("mlp_ratios", mlp_ratios),
-        ):
-            if not isinstance(value, (tuple, list)) or len(value) != 4:
-                raise ValueError(f"`{argument}` must have one value for each of the 4 stages. Received: {value}")
-        if min(*mlp_ratios, mlp_ratios[2] - 1) <= 0:
+        stages = check_per_stage(embed_dims=embed_dims, num_heads=num_heads, depths=depths, mlp_ratios=mlp_ratios)
+        if mlp_ratios[2] <= 1:
             raise ValueError(f"`mlp_ratios` must be positive, the third above 1. Received: {mlp_ratios}")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={drop_path_rate}")
-        options = ImageOptions(image_shape, input_tensor, include_preprocessing, pooling, data_format, dtype)
+        options = ImageOptions(**image_options)
         images, x = options.begin(MINIMUM_SIZE)
 
         layer_options = dict(dtype=options.dtype)
@@ -154,10 +133,7 @@ class DualViTBackbone(Backbone):
 
         config = dict(
             stem_dim=stem_dim,
-            embed_dims=tuple(embed_dims),
-            num_heads=tuple(num_heads),
-            depths=tuple(depths),
-            mlp_ratios=tuple(mlp_ratios),
+            **stages,
             drop_path_rate=drop_path_rate,
             layer_scale_init_value=layer_scale_init_value,
             semantic_steps=tuple(semantic_steps),

@@ -1,10 +1,12 @@
 """A functional model whose layers are known by name, in its config and in its weights file."""
 
+import contextlib
 import os
 
 import h5py
 import keras
 
+from keras_dualstream.ops.compiler import litert_export
 from keras_dualstream.presets.folder import write_file
 
 
@@ -58,6 +60,18 @@ class FlatModel(keras.Model):
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         else:
             load_layers(self.layers, filepath, optimizer=_built(self), skip_mismatch=skip_mismatch, **kwargs)
+
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """`keras.Model.export`, with the operations that the format can hold.
+
+        Args:
+            filepath: path of the folder or file to write.
+            format: str. `"tf_saved_model"`, `"litert"` or another format of
+                `keras.Model.export`. Defaults to `"tf_saved_model"`.
+            **kwargs: other arguments of `keras.Model.export`.
+        """
+        with litert_export() if format == "litert" else contextlib.nullcontext():
+            super().export(filepath, format=format, **kwargs)
 
     def get_config(self):
         return {"name": self.name, "frozen_layers": [layer.name for layer in self.layers if not layer.trainable]}

@@ -17,24 +17,28 @@ class ImageOptions:
     """The arguments that every backbone shares, checked and made definite.
 
     Args:
-        image_shape: tuple of three int or None, in the order of `data_format`.
-        input_tensor: KerasTensor to use as images, or `None` for a new input.
-        include_preprocessing: bool. Whether images come as RGB in `[0, 255]`
-            and are normalised by the model.
-        pooling: `None`, `"avg"` or `"max"`.
-        data_format: `"channels_last"`, `"channels_first"` or `None` for Keras' own.
-        dtype: dtype, dtype policy or `None` for the global policy.
+        image_shape: tuple of three. Shape of one image in the order of
+            `data_format`; height and width may be `None`. Defaults to
+            `(None, None, 3)`.
+        input_tensor: KerasTensor to use as images. Defaults to `None`.
+        include_preprocessing: bool. Whether images are RGB in `[0, 255]` (`True`)
+            or already normalised (`False`). Defaults to `True`.
+        pooling: `None` for the last feature map as output, `"avg"` or `"max"`
+            for its average or maximum. Defaults to `None`.
+        data_format: `"channels_last"` or `"channels_first"`, of images and
+            outputs. Defaults to `keras.config.image_data_format()`.
+        dtype: dtype or dtype policy of the layers. Defaults to the global policy.
 
     Raises:
         ValueError: if an argument has none of these values.
     """
 
-    image_shape: tuple
-    input_tensor: object
-    include_preprocessing: bool
-    pooling: str
-    data_format: str
-    dtype: object
+    image_shape: tuple = None
+    input_tensor: object = None
+    include_preprocessing: bool = True
+    pooling: str = None
+    data_format: str = None
+    dtype: object = None
 
     def __post_init__(self):
         self.dtype = keras.dtype_policies.get(self.dtype)
@@ -44,6 +48,8 @@ class ImageOptions:
                 f"`data_format` must be 'channels_last' or 'channels_first'. Received: data_format={self.data_format!r}"
             )
         check_pooling(self.pooling)
+        if self.image_shape is None:
+            self.image_shape = (None, None, 3) if self.data_format == "channels_last" else (3, None, None)
         if self.input_tensor is not None:
             if not keras.backend.is_keras_tensor(self.input_tensor):
                 raise ValueError(

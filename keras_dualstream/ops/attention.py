@@ -8,10 +8,10 @@ from keras import ops
 from keras_dualstream.ops.float64 import is_float64
 
 
-def multi_head_attention(query, key, value, num_heads):
+def multi_head_attention(query, key, value, num_heads, bias=None):
     """Attention of `query` tokens over `key`/`value` tokens, head by head.
 
-    Each head computes `softmax(q kᵀ / √d) v` on its `d = channels / num_heads`
+    Each head computes `softmax(q kᵀ / √d + bias) v` on its `d = channels / num_heads`
     channels; the heads are laid side by side again. The softmax is computed in
     float32 whatever the dtype of the tokens, and PyTorch uses its fused kernel.
 
@@ -20,6 +20,8 @@ def multi_head_attention(query, key, value, num_heads):
         key: float tensor `(batch, keys, channels)`.
         value: float tensor `(batch, keys, channels)`.
         num_heads: int. Number of heads; divides `channels`.
+        bias: float tensor that broadcasts to `(batch, heads, queries, keys)`,
+            added before the softmax. Defaults to `None`.
 
     Returns:
         Tensor `(batch, queries, channels)`.
@@ -28,7 +30,7 @@ def multi_head_attention(query, key, value, num_heads):
     # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on TensorFlow.
     query = query * query.shape[-1] ** -0.5
     attend = _attend if _has_no_kernel(query) else functools.partial(ops.dot_product_attention, scale=1.0)
-    output = attend(query, key, value)
+    output = attend(query, key, value, bias=bias)
     return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
 
 
@@ -46,8 +48,10 @@ def _has_no_kernel(x):
     return is_float64(x) or (keras.config.backend() == "jax" and x.dtype == "float16")
 
 
-def _attend(query, key, value):
-    """Attention of scaled queries, `softmax(q kᵀ) v`, with a softmax in at least float32."""
+def _attend(query, key, value, bias):
+    """Attention of scaled queries, `softmax(q kᵀ + bias) v`, with a softmax in at least float32."""
     scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
-    weights = ops.softmax(scores if is_float64(scores) else ops.cast(scores, "float32"), axis=-1)
+    scores = scores if is_float64(scores) else ops.cast(scores, "float32")
+    scores = scores if bias is None else scores + ops.cast(bias, scores.dtype)
+    weights = ops.softmax(scores, axis=-1)
     return ops.einsum("bhqk,bkhd->bqhd", ops.cast(weights, value.dtype), value)

@@ -1,22 +1,31 @@
-"""Depthwise convolution with one lowering per compiler."""
+"""Depthwise convolution with one lowering per compiler.
+
+XLA has no kernel for depthwise convolutions on CPU and walks through them
+element by element. There the sum over the kernel's taps is written out as
+shifted products (`shifted_products.py`), which XLA fuses into one loop: 10 to
+30 times faster at 3×3. TensorFlow's and PyTorch's own kernels win where XLA does not
+compile. benchmarks/depthwise.md has the measurements, per shape and batch size.
+"""
 
 import keras
 from keras import ops
 
+from keras_dualstream.ops.compiler import exporting_to_litert
+from keras_dualstream.ops.compiler import tensorflow_on_cpu
+from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.shifted_products import shifted_products
+
 
 def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(1, 1), data_format="channels_last"):
     """Depthwise convolution, `y[i, j, c] = Σ_uv x[i + u, j + v, c] · kernel[u, v, c]`.
-
-    TensorFlow and PyTorch run their own kernels. XLA on CPU has none and walks
-    through the grouped convolution element by element, so on JAX the sum over
-    the kernel's taps is written out as shifted products, which XLA fuses.
 
     Args:
         x: float tensor `(batch, height, width, channels)`, or
             `(batch, channels, height, width)` with `data_format="channels_first"`.
         kernel: float tensor `(kernel_height, kernel_width, channels, multiplier)`.
         strides: pair of int. Defaults to `(1, 1)`.
-        padding: `"valid"` or `"same"`. Defaults to `"valid"`.
+        padding: `"valid"`, `"same"`, or the zeros `((top, bottom), (left, right))`.
+            Defaults to `"valid"`.
         dilation_rate: pair of int. Defaults to `(1, 1)`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `"channels_last"`.
@@ -24,51 +33,84 @@ def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(
     Returns:
         Tensor with `channels · multiplier` channels.
     """
-    # JAX on 2 CPU cores, 3x3 over 8x56x56x512: 295 ms as a grouped convolution,
-    # 34 ms as shifts (backward 1273 and 187); on TensorFlow 8 and 43, on
-    # PyTorch 79 and 254 (benchmarks/depthwise.md).
-    if keras.config.backend() == "jax" and data_format == "channels_last" and kernel.shape[-1] == 1:
-        return sum_of_shifts(x, kernel, strides, padding, dilation_rate)
-    return ops.depthwise_conv(
-        x, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate, data_format=data_format
+    # TensorFlow's kernel has one stride for both axes.
+    uneven = keras.config.backend() == "tensorflow" and strides[0] != strides[1]
+    if data_format == "channels_last" and kernel.shape[-1] == 1 and (xla_on_cpu() or uneven):
+        taps = ops.transpose(kernel, (0, 1, 3, 2))
+        return shifted_products(
+            x, taps, strides, _zeros(x, kernel.shape, strides, padding, dilation_rate), dilation_rate
+        )
+    if not isinstance(padding, str):
+        pads = [(0, 0), *padding, (0, 0)] if data_format == "channels_last" else [(0, 0), (0, 0), *padding]
+        x, padding = ops.pad(x, pads), "valid"
+    # TensorFlow's CPU kernel adds the products up in the dtype of the map; float16 would lose two bits of its eleven.
+    exact = "float32" if _sums_in_half(x) else x.dtype
+    y = ops.depthwise_conv(
+        ops.cast(x, exact),
+        ops.cast(kernel, exact),
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation_rate,
+        data_format=data_format,
     )
+    return ops.cast(y, x.dtype)
 
 
-def sum_of_shifts(x, kernel, strides, padding, dilation_rate):
-    """Depthwise convolution as one shifted product per tap, for channels-last maps and multiplier 1.
+def dynamic_depthwise_conv2d(x, kernel, strides=(1, 1), padding="same"):
+    """Depthwise convolution with one kernel per sample.
+
+    `y[b, i, j, c] = Σ_uv x[b, i + u, j + v, c] · kernel[b, u, v, c]`
 
     Args:
         x: float tensor `(batch, height, width, channels)`.
-        kernel: float tensor `(kernel_height, kernel_width, channels, 1)`.
-        strides: pair of int.
-        padding: `"valid"` or `"same"`.
-        dilation_rate: pair of int.
+        kernel: float tensor `(batch, kernel_height, kernel_width, channels)`.
+        strides: pair of int. Defaults to `(1, 1)`.
+        padding: `"valid"`, `"same"`, or the zeros `((top, bottom), (left, right))`.
+            Defaults to `"same"`.
 
     Returns:
         Tensor `(batch, new_height, new_width, channels)`.
     """
-    geometry = [
-        _axis_geometry(x.shape[axis + 1], kernel.shape[axis], strides[axis], padding, dilation_rate[axis])
-        for axis in (0, 1)
-    ]
-    (row_pads, row_starts, row_extent), (column_pads, column_starts, column_extent) = geometry
-    padded = ops.pad(x, [(0, 0), row_pads, column_pads, (0, 0)])
-    total = 0
-    for u, top in enumerate(row_starts):
-        for v, left in enumerate(column_starts):
-            rows = slice(top, top + row_extent, strides[0])
-            columns = slice(left, left + column_extent, strides[1])
-            total = total + padded[:, rows, columns, :] * kernel[u, v, :, 0]
-    return total
+    # LiteRT's depthwise convolution must know the number of channels, and with it the batch.
+    unknown_batch = not isinstance(ops.shape(x)[0], int)
+    if xla_on_cpu() or (unknown_batch and exporting_to_litert()):
+        taps = ops.transpose(kernel, (1, 2, 0, 3))
+        return shifted_products(x, taps, strides, _zeros(x, kernel.shape[1:3], strides, padding, (1, 1)), (1, 1))
+    return _batch_in_channels(x, kernel, strides, padding)
 
 
-def _axis_geometry(size, taps, stride, padding, dilation):
-    """Zeros before and after, where each tap starts reading, and how far it reads, along one axis."""
+def _sums_in_half(x):
+    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return half and tensorflow_on_cpu()
+
+
+def _batch_in_channels(x, kernel, strides, padding):
+    """One kernel per sample as one depthwise convolution whose channels are those of all samples."""
+    batch, height, width, channels = ops.shape(x)
+    folded = ops.reshape(ops.transpose(x, (1, 2, 0, 3)), (1, height, width, batch * channels))
+    taps = ops.reshape(ops.transpose(kernel, (1, 2, 0, 3)), (*kernel.shape[1:3], batch * channels, 1))
+    y = depthwise_conv2d(folded, taps, strides, padding)
+    y = ops.reshape(y, (*ops.shape(y)[1:3], batch, channels))
+    return ops.transpose(y, (2, 0, 1, 3))
+
+
+def _zeros(x, kernel_size, strides, padding, dilation_rate):
+    """The zeros `((top, bottom), (left, right))` that `padding` means."""
+    if not isinstance(padding, str):
+        return tuple(tuple(sides) for sides in padding)
+    if padding == "valid":
+        return ((0, 0), (0, 0))
+    return tuple(
+        _same_zeros(size, taps, stride, dilation)
+        for size, taps, stride, dilation in zip(ops.shape(x)[1:3], kernel_size, strides, dilation_rate, strict=False)
+    )
+
+
+def _same_zeros(size, taps, stride, dilation):
+    """Zeros before and after one axis that give `⌈size / stride⌉` outputs, the odd one behind."""
     reach = (taps - 1) * dilation
-    pads = (0, 0)
-    outputs = (size - reach - 1) // stride + 1
-    if padding == "same":
-        outputs = -(-size // stride)
-        zeros = max((outputs - 1) * stride + reach + 1 - size, 0)
-        pads = (zeros // 2, zeros - zeros // 2)
-    return pads, [tap * dilation for tap in range(taps)], (outputs - 1) * stride + 1
+    if stride == 1:
+        return reach // 2, reach - reach // 2
+    zeros = (-(-size // stride) - 1) * stride + reach + 1 - size
+    zeros = max(zeros, 0) if isinstance(zeros, int) else ops.maximum(zeros, 0)
+    return zeros // 2, zeros - zeros // 2

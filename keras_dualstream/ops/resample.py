@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.float64 import is_float64
+
 # PyTorch's bicubic kernel; Keras' and TensorFlow's resize use -0.5.
 BICUBIC_A = -0.75
 
@@ -23,14 +25,23 @@ def resize_bicubic(x, height, width):
         Tensor `(height, width, channels)`.
     """
     grid_height, grid_width, _ = x.shape
-    rows = _bicubic_matrix(grid_height, height, x.dtype)
-    columns = _bicubic_matrix(grid_width, width, x.dtype)
+    rows = bicubic_matrix(grid_height, height, x.dtype)
+    columns = bicubic_matrix(grid_width, width, x.dtype)
     # The tensor stands first: the other order fails in LiteRT with a dynamic batch.
     return ops.einsum("hjc,wj->hwc", ops.einsum("ijc,hi->hjc", x, rows), columns)
 
 
-def _bicubic_matrix(size, new_size, dtype):
-    """`(new_size, size)` weights; NumPy constants where the new size is known."""
+def bicubic_matrix(size, new_size, dtype):
+    """The weights of a bicubic resize along one axis, in the conventions of `resize_bicubic`.
+
+    Args:
+        size: int. Positions along the axis.
+        new_size: int or scalar tensor. Positions of the result.
+        dtype: dtype of the weights.
+
+    Returns:
+        Tensor `(new_size, size)`, a constant where `new_size` is known.
+    """
     dtype = keras.backend.standardize_dtype(dtype)
     if isinstance(new_size, int):
         matrix = _bicubic_weights(size, np.arange(new_size), size / new_size, np)
@@ -51,3 +62,72 @@ def _bicubic_weights(size, outputs, scale, xp):
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = xp.where(distance <= 1, near, xp.where(distance < 2, far, 0.0))
     return xp.matmul(weights, edges.astype(weights.dtype if xp is np else "float32"))
+
+
+def bicubic_taps(size, new_size, dtype):
+    """The four positions that every output of a bicubic resize reads along one axis, and their weights.
+
+    In the conventions of `resize_bicubic`. Reading four positions costs
+    `4 · new_size` products where the interpolation matrix costs `size · new_size`.
+
+    Args:
+        size: int. Positions along the axis.
+        new_size: int or scalar tensor. Positions of the result.
+        dtype: dtype of the weights.
+
+    Returns:
+        The pair `(positions, weights)` of shape `(new_size, 4)`: NumPy arrays
+        where `new_size` is known, otherwise tensors.
+    """
+    if isinstance(new_size, int):
+        xp, outputs = np, np.arange(new_size, dtype="int64")
+    else:
+        xp, outputs = ops, ops.arange(0, new_size, dtype="int32")
+    # The centre (2i + 1) size / (2 new_size) - 1/2 in whole numbers: float32 would lose it on long axes.
+    numerator, denominator = (2 * outputs + 1) * size - new_size, 2 * new_size
+    first = numerator // denominator
+    fraction = numerator - first * denominator
+    fraction = fraction / denominator if xp is np else ops.cast(fraction, "float32") / ops.cast(denominator, "float32")
+    positions = xp.stack([xp.clip(first + tap, 0, size - 1) for tap in (-1, 0, 1, 2)], axis=-1)
+    a = BICUBIC_A
+    distances = (1 + fraction, fraction, 1 - fraction, 2 - fraction)
+    near = [((a + 2) * distance - (a + 3)) * distance**2 + 1 for distance in distances[1:3]]
+    far = [((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a for distance in distances[::3]]
+    weights = xp.stack([far[0], *near, far[1]], axis=-1)
+    return positions, weights.astype(dtype) if xp is np else ops.cast(weights, dtype)
+
+
+def adaptive_average_pool(x, height, width):
+    """Average pooling to a grid of given size, as PyTorch's `adaptive_avg_pool2d`.
+
+    Cell `i` of `K` averages the rows `⌊i·H/K⌋ … ⌈(i+1)·H/K⌉ - 1`, columns
+    alike: cells overlap where `K` does not divide `H` and repeat rows where `H < K`.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        height: int. Rows of the result.
+        width: int. Columns of the result.
+
+    Returns:
+        Tensor `(batch, height, width, channels)`.
+    """
+    _, rows, columns, _ = ops.shape(x)
+    if all(isinstance(size, int) and size % new == 0 for size, new in ((rows, height), (columns, width))):
+        window = (rows // height, columns // width)
+        return x if window == (1, 1) else ops.average_pool(x, window, window, data_format="channels_last")
+    # The tensor stands first: the other order fails in LiteRT with a dynamic batch.
+    x = ops.einsum("bhwc,oh->bowc", x, _pooling_matrix(rows, height, x))
+    return ops.einsum("bowc,pw->bopc", x, _pooling_matrix(columns, width, x))
+
+
+def _pooling_matrix(size, cells, like):
+    """`(cells, size)` weights: one over the number of positions of a cell, inside it."""
+    dtype = keras.backend.standardize_dtype(like.dtype)
+    xp, positions = (np, np.arange(size)) if isinstance(size, int) else (ops, ops.arange(0, size, dtype="int32"))
+    cell = np.arange(cells, dtype="int32")
+    starts, stops = cell * size // cells, -(-(cell + 1) * size // cells)
+    inside = xp.logical_and(positions[None] >= starts[:, None], positions[None] < stops[:, None])
+    if xp is np:
+        return ops.convert_to_tensor(inside / (stops - starts)[:, None], dtype=dtype)
+    exact = "float64" if is_float64(like) else "float32"
+    return ops.cast(ops.cast(inside, exact) / ops.cast(stops - starts, exact)[:, None], dtype)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import compiled
 from helpers import gradient_function
 from helpers import images
 from helpers import randomize
@@ -22,21 +23,45 @@ LAYERS = {
         lambda **kw: layers.DepthwiseConv2D((3, 5), 2, "same", activation="relu", data_format="channels_last", **kw),
         [MAP],
     ),
+    "DDWConv": (lambda **kw: layers.DDWConv(3, 2, **kw), [MAP]),
+    "DMixer": (
+        lambda **kw: layers.DMixer(
+            1, 2, 5, 3, 0.25, "dy_conv", overlapping_reduction=False, token_enhancer=False, **kw
+        ),
+        [MAP],
+    ),
+    "DyConv": (lambda **kw: layers.DyConv(3, 2, 3, **kw), [MAP]),
     "DropPath": (lambda **kw: layers.DropPath(0.3, seed=3, **kw), [TOKENS]),
     "DualBlock": (
         lambda **kw: layers.DualBlock(2, 3.0, 0.2, 0.5, ("cross_attention", "self_attention"), remat=True, **kw),
         [MAP, TOKENS],
     ),
     "FeedForward": (lambda **kw: layers.FeedForward(3.0, kernel_size=5, activation="silu", **kw), [MAP]),
-    "LayerScale": (lambda **kw: layers.LayerScale(0.3, **kw), [MAP]),
+    "GroupNormalization": (lambda **kw: layers.GroupNormalization(1e-4, **kw), [MAP]),
+    "IDConv": (lambda **kw: layers.IDConv(5, 3, 2, **kw), [MAP]),
+    "LayerScale": (lambda **kw: layers.LayerScale(0.3, use_bias=True, **kw), [MAP]),
+    "MSFFN": (lambda **kw: layers.MSFFN(2.5, (1, 3, 5), **kw), [MAP]),
     "MergeBlock": (lambda **kw: layers.MergeBlock(2, 3.0, 0.2, 0.5, remat=True, **kw), [MAP, TOKENS]),
-    "PatchEmbedding": (lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, **kw), [MAP]),
+    "OSRA": (lambda **kw: layers.OSRA(2, 2, **kw), [MAP]),
+    "PatchEmbedding": (
+        lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, "batch", kernel_initializer="he_normal", **kw),
+        [MAP],
+    ),
+    "PositionBias": (lambda **kw: layers.PositionBias(2, 5, 4, 2, **kw), [MAP]),
     "SelfAttention": (lambda **kw: layers.SelfAttention(4, use_projection=False, **kw), [TOKENS]),
     "SemanticPathway": (
         lambda **kw: layers.SemanticPathway(2, 0.2, 0.5, ("feed_forward", "cross_attention"), 1e-4, **kw),
         [TOKENS, PIXELS],
     ),
     "SemanticTokens": (lambda **kw: layers.SemanticTokens(4, 2, 1e-4, **kw), [MAP]),
+    "SqueezedTokenEnhancer": (lambda **kw: layers.SqueezedTokenEnhancer(2, 3, **kw), [MAP]),
+    "TransXNetBlock": (
+        lambda **kw: layers.TransXNetBlock(
+            1, 2, 2.0, (3, 5), 0.2, 0.5, position_encoding=False, mixer_options={"num_groups": 3}, **kw
+        ),
+        [MAP],
+    ),
+    "WindowAttention": (lambda **kw: layers.WindowAttention(2, 3, **kw), [MAP]),
 }
 
 
@@ -50,7 +75,7 @@ def make(name, batch=2, **options):
     maker, shapes = LAYERS[name]
     layer = maker(**options)
     arrays = [images(batch, *shape, seed=i) for i, shape in enumerate(shapes)]
-    layer(*arrays)
+    layer.build(*((batch, *shape) for shape in shapes))
     return randomize(layer), arrays
 
 
@@ -67,9 +92,9 @@ def test_config_holds_the_arguments_and_gives_an_equal_layer(name):
     config = layer.get_config()
     restored = type(layer).from_config(config)
     assert restored.get_config() == config
-    restored(*arrays)
+    restored.build(*(array.shape for array in arrays))
     restored.set_weights(layer.get_weights())
-    for found, expected in zip(flat(restored(*arrays)), flat(layer(*arrays)), strict=True):
+    for found, expected in zip(flat(compiled(restored)(*arrays)), flat(compiled(layer)(*arrays)), strict=True):
         np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
 
 
@@ -78,7 +103,7 @@ def test_shape_is_known_before_it_is_computed(name, batch):
     layer, arrays = make(name, batch)
     shapes = layer.compute_output_shape(*(array.shape for array in arrays))
     shapes = [shapes] if isinstance(shapes[0], int) else list(shapes)
-    assert shapes == [tuple(output.shape) for output in flat(layer(*arrays))]
+    assert shapes == [tuple(output.shape) for output in flat(compiled(layer)(*arrays))]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -86,7 +111,7 @@ def test_works_alone_in_a_functional_model_that_saves(name, dynamic, tmp_path):
     layer, arrays = make(name)
     inputs = [keras.Input(_free(array.shape[1:]) if dynamic else array.shape[1:]) for array in arrays]
     model = keras.Model(inputs, layer(*inputs))
-    expected = flat(layer(*arrays))
+    expected = flat(compiled(layer)(*arrays))
     model.save(tmp_path / "model.keras")
     for candidate in (model, keras.models.load_model(tmp_path / "model.keras")):
         for found, value in zip(flat(candidate.predict(arrays, verbose=0)), expected, strict=True):
@@ -106,11 +131,19 @@ def test_gradients_reach_every_weight(name):
         return sum(ops.mean(ops.square(output) * weight) for output, weight in zip(flat(outputs), weights, strict=True))
 
     rng = np.random.default_rng(1)
-    weights = [ops.convert_to_tensor(rng.random(output.shape), dtype="float32") for output in flat(layer(*arrays))]
+    weights = [
+        ops.convert_to_tensor(rng.random(output.shape), dtype="float32") for output in flat(compiled(layer)(*arrays))
+    ]
     _, gradients = gradient_function(layer, loss)(*arrays)
     for weight, gradient in zip(layer.trainable_weights, gradients, strict=True):
         assert gradient is not None, weight.path
         assert np.abs(gradient).max() > 0, weight.path
+
+
+def test_every_part_is_built(name):
+    """Keras on JAX runs a model with an unbuilt part eagerly before the first step."""
+    layer, _ = make(name)
+    assert not [part.name for part in layer._flatten_layers() if not part.built]
 
 
 def test_a_layer_made_frozen_has_no_trainable_weight(name):
@@ -123,7 +156,7 @@ def test_half_precision_computes_in_half_and_stays_close(name, policy):
     layer, arrays = make(name)
     half, _ = make(name, dtype=policy)
     half.set_weights(layer.get_weights())
-    for found, expected in zip(flat(half(*arrays)), flat(layer(*arrays)), strict=True):
+    for found, expected in zip(flat(compiled(half)(*arrays)), flat(compiled(layer)(*arrays)), strict=True):
         assert keras.backend.standardize_dtype(found.dtype) == policy.removeprefix("mixed_")
         assert all(weight.dtype == "float32" for weight in half.trainable_weights)
         assert relative_error(to_numpy(ops.cast(found, "float32")), expected) < 0.02
@@ -133,7 +166,7 @@ def test_float64_stays_float64(name, float64):
     layer, arrays = make(name)
     double, _ = make(name, dtype=float64)
     double.set_weights(layer.get_weights())
-    exact = flat(double(*(ops.convert_to_tensor(array, dtype=float64) for array in arrays)))
-    for found, expected in zip(exact, flat(layer(*arrays)), strict=True):
+    exact = flat(compiled(double)(*(ops.convert_to_tensor(array, dtype=float64) for array in arrays)))
+    for found, expected in zip(exact, flat(compiled(layer)(*arrays)), strict=True):
         assert keras.backend.standardize_dtype(found.dtype) == "float64"
         assert relative_error(expected, found) < 2e-6

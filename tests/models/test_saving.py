@@ -140,7 +140,8 @@ def test_a_weights_file_holds_the_optimizer_for_those_who_go_on_training(tmp_pat
 
     def trained(epochs):
         model = tiny_model()
-        model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), "sparse_categorical_crossentropy")
+        model.optimizer.build(model.trainable_variables)
         model.fit(x, y, epochs=epochs, verbose=0)
         return model
 

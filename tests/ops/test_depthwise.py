@@ -1,17 +1,24 @@
 """Depthwise convolution equals the loop over its taps."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
+from helpers import gradient_function
 from helpers import relative_error
+from helpers import to_numpy
 from keras import ops
 
 from keras_dualstream.ops.depthwise import depthwise_conv2d
+from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 
 
 def depthwise_by_loop(x, kernel, strides, padding, dilation):
     """One output pixel at a time, with TensorFlow's meaning of "same"."""
     reach = [(size - 1) * rate + 1 for size, rate in zip(kernel.shape, dilation, strict=False)]
+    if not isinstance(padding, str):
+        x, padding = np.pad(x, [(0, 0), *padding, (0, 0)]), "valid"
     if padding == "same":
         sizes = [-(-size // step) for size, step in zip(x.shape[1:3], strides, strict=True)]
         totals = [
@@ -31,22 +38,164 @@ def depthwise_by_loop(x, kernel, strides, padding, dilation):
     return y
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize(
-    ("size", "kernel_size", "strides", "dilation"),
-    [
-        ((7, 10), (3, 3), (1, 1), (1, 1)),
-        ((8, 9), (5, 3), (2, 2), (1, 1)),
-        ((9, 9), (4, 2), (1, 1), (1, 1)),
-        ((11, 12), (3, 3), (1, 1), (2, 2)),
-    ],
-)
-def test_equals_the_loop(size, kernel_size, strides, dilation, padding):
+CASES = [
+    ((7, 10), (3, 3), (1, 1), "same", (1, 1)),
+    ((8, 9), (5, 3), (2, 2), "same", (1, 1)),
+    ((8, 9), (5, 3), (2, 2), "valid", (1, 1)),
+    ((9, 9), (4, 2), (1, 1), "same", (1, 1)),
+    ((11, 12), (3, 3), (1, 1), "same", (2, 2)),
+    ((5, 6), (7, 7), (1, 1), "same", (1, 1)),
+    ((13, 10), (5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1)),
+    ((17, 9), (7, 7), (4, 4), ((3, 3), (3, 3)), (1, 1)),
+    ((7, 6), (2, 3), (3, 3), ((3, 0), (1, 4)), (1, 1)),
+    ((6, 5), (1, 1), (1, 1), "valid", (1, 1)),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_loop(case):
+    (size, kernel_size, *geometry) = case
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size, 4)).astype("float32")
     kernel = rng.standard_normal((*kernel_size, 4, 1)).astype("float32")
-    found = depthwise_conv2d(x, kernel, strides, padding, dilation)
-    assert relative_error(found, depthwise_by_loop(x, kernel, strides, padding, dilation)) < 1e-6
+    expected = depthwise_by_loop(x, kernel, *geometry)
+    found = depthwise_conv2d(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), *geometry)
+    assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_one_kernel_per_sample_equals_the_loop(case, samples):
+    (size, kernel_size, strides, padding, _) = case
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, *size, 4)).astype("float32")
+    kernel = rng.standard_normal((samples, *kernel_size, 4)).astype("float32")
+    expected = np.concatenate(
+        [depthwise_by_loop(x[i : i + 1], kernel[i, ..., None], strides, padding, (1, 1)) for i in range(samples)]
+    )
+    found = dynamic_depthwise_conv2d(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), strides, padding)
+    assert relative_error(found, expected) < 1e-6
+
+
+class Convolution(keras.layers.Layer):
+    """A layer of the function, so that `gradient_function` can differentiate it by map and kernel."""
+
+    def __init__(self, x, kernel, convolve):
+        super().__init__()
+        self.convolve = convolve
+        self.map = self.add_weight(name="map", shape=x.shape, initializer=lambda *_, **__: x)
+        self.kernel = self.add_weight(name="kernel", shape=kernel.shape, initializer=lambda *_, **__: kernel)
+        self.built = True
+
+    def call(self, weights):
+        # A tensor made of the variable, as a layer before would give it.
+        y = self.convolve(1.0 * self.map, 1.0 * self.kernel)
+        return ops.sum(y * weights)
+
+
+def gradients_by_differences(function, *arrays):
+    """The exact gradients of a function that is linear in each array: its values at each array's unit vectors."""
+    gradients = []
+    for position, array in enumerate(arrays):
+        gradient = np.zeros(array.shape)
+        for index in np.ndindex(array.shape):
+            unit = np.zeros(array.shape)
+            unit[index] = 1
+            gradient[index] = function(*arrays[:position], unit, *arrays[position + 1 :])
+        gradients.append(gradient)
+    return gradients
+
+
+SMALL_CASES = [
+    ((4, 5), (3, 2), (1, 1), "same", (1, 1)),
+    ((5, 4), (3, 3), (2, 2), "same", (1, 1)),
+    ((5, 6), (3, 3), (2, 3), ((1, 1), (1, 1)), (1, 1)),
+    ((3, 4), (2, 2), (1, 1), ((3, 0), (1, 4)), (1, 1)),
+    ((2, 3), (5, 5), (1, 1), "same", (1, 1)),
+    ((6, 5), (2, 3), (2, 1), "valid", (1, 1)),
+]
+
+
+@functools.cache
+def gradient_case(case, samples, dynamic):
+    """Map, kernel, weights of the outputs, and the gradients of the weighted sum."""
+    size, kernel_size, strides, padding, dilation = case
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, *size, 2))
+    kernel = rng.standard_normal((samples, *kernel_size, 2) if dynamic else (*kernel_size, 2, 1))
+
+    def by_loop(x, kernel):
+        kernels = kernel[..., None] if dynamic else [kernel] * samples
+        pieces = [depthwise_by_loop(x[i : i + 1], kernels[i], strides, padding, dilation) for i in range(samples)]
+        return np.concatenate(pieces)
+
+    weights = rng.standard_normal(by_loop(x, kernel).shape)
+    gradients = gradients_by_differences(lambda x, kernel: (by_loop(x, kernel) * weights).sum(), x, kernel)
+    return x, kernel, weights, gradients
+
+
+@pytest.mark.parametrize("case", [*SMALL_CASES, ((6, 7), (3, 2), (1, 1), "same", (2, 3))])
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_gradients_equal_differences(case, samples, dynamic):
+    *_, strides, padding, dilation = case
+    if dynamic and dilation != (1, 1):
+        case = (*case[:4], dilation := (1, 1))
+    x, kernel, weights, expected = gradient_case(case, samples, dynamic)
+
+    def convolve(x, kernel):
+        if dynamic:
+            return dynamic_depthwise_conv2d(x, kernel, strides, padding)
+        return depthwise_conv2d(x, kernel, strides, padding, dilation)
+
+    layer = Convolution(x.astype("float32"), kernel.astype("float32"), convolve)
+    _, gradients = gradient_function(layer, lambda total: total)(weights.astype("float32"))
+    for found, exact in zip(gradients, expected, strict=True):
+        assert relative_error(found, exact) < 1e-6
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="XLA is an option on TensorFlow alone")
+@pytest.mark.parametrize("case", SMALL_CASES)
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("known_sizes", [False, True])
+def test_tensorflow_under_xla_gives_the_same_values_and_gradients(case, dynamic, known_sizes):
+    import tensorflow as tf
+
+    *_, strides, padding, dilation = case
+    x, kernel, weights, expected = gradient_case(case, 2, dynamic)
+    x_spec = tf.TensorSpec(x.shape if known_sizes else (None, None, None, 2), "float32")
+    kernel_spec = tf.TensorSpec(kernel.shape if known_sizes or not dynamic else (None, *kernel.shape[1:]), "float32")
+
+    @tf.function(jit_compile=True, input_signature=[x_spec, kernel_spec])
+    def compute(x, kernel):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            y = (
+                dynamic_depthwise_conv2d(x, kernel, strides, padding)
+                if dynamic
+                else depthwise_conv2d(x, kernel, strides, padding, dilation)
+            )
+            total = tf.reduce_sum(y * weights.astype("float32"))
+        return tape.gradient(total, (x, kernel))
+
+    for found, exact in zip(compute(tf.constant(x, "float32"), tf.constant(kernel, "float32")), expected, strict=True):
+        assert relative_error(found, exact) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_sums_in_single(dtype):
+    """As many taps as there are would lose several bits of a sum kept in half precision."""
+    rng = np.random.default_rng(0)
+    x = ops.cast(ops.convert_to_tensor(rng.random((1, 9, 9, 4)).astype("float32")), dtype)
+    kernel = ops.cast(ops.convert_to_tensor(rng.random((7, 7, 4, 1)).astype("float32")), dtype)
+    exact = depthwise_by_loop(*(to_numpy(ops.cast(value, "float32")) for value in (x, kernel)), (1, 1), "same", (1, 1))
+    unit = {"float16": 2**-11, "bfloat16": 2**-8}[dtype]
+    for found in (
+        depthwise_conv2d(x, kernel, padding="same"),
+        dynamic_depthwise_conv2d(x, ops.transpose(kernel, (3, 0, 1, 2))),
+    ):
+        assert keras.backend.standardize_dtype(found.dtype) == dtype
+        assert relative_error(ops.cast(found, "float32"), exact) < unit
 
 
 def test_a_multiplier_gives_each_channel_several():

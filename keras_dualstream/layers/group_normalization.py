@@ -1,0 +1,60 @@
+"""Normalisation over all positions and channels of a sample."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.float64 import mean as mean_of
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class GroupNormalization(keras.layers.Layer):
+    """Group normalisation with one group, `y = (x - μ) / √(σ² + ε) · γ + β`.
+
+    μ and σ² are taken over all positions and channels of a sample, γ and β are
+    per channel. Keras' own layer computes the same, but cannot be exported from
+    PyTorch to LiteRT and leaves float64; the statistics are in float32 here
+    whatever the policy, but for float64.
+
+    Args:
+        epsilon: float. ε. Defaults to `1e-5`.
+
+    Call arguments:
+        x: float tensor `(batch, ..., channels)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> y = GroupNormalization()(keras.ops.ones((2, 5, 7, 4)))
+    >>> tuple(y.shape)
+    (2, 5, 7, 4)
+
+    Reference:
+        Wu & He, "Group Normalization", eq. 1-4 (2018).
+    """
+
+    def __init__(self, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
+
+    def call(self, x):
+        exact = x if is_float64(x) else ops.cast(x, "float32")
+        axes = tuple(range(1, len(x.shape)))
+        mean = mean_of(exact, axes, keepdims=True)
+        variance = mean_of(ops.square(exact - mean), axes, keepdims=True)
+        # As one product and one sum per element, the way PyTorch does.
+        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, exact.dtype)
+        shift = ops.cast(self.beta, exact.dtype) - mean * scale
+        return ops.cast(exact * scale + shift, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}

@@ -1,0 +1,109 @@
+"""TransXNet's multi-scale feed-forward network."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
+from keras_dualstream.layers.float64 import BatchNormalization
+from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.ops.gelu import gelu
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class MSFFN(keras.layers.Layer):
+    """Multi-scale feed-forward network: hidden channels see neighbourhoods of several sizes.
+
+    - `h = BN(GELU(Linear(x)))`, no bias;
+    - `h = h + [DW_k(h_k)]`, the hidden channels in equal consecutive parts, one
+      depthwise convolution of its own size each (the first part takes the rest);
+    - `y = BN(Linear(BN(GELU(h))))`, no bias.
+
+    Args:
+        mlp_ratio: float. Hidden channels over channels. Defaults to `4.0`.
+        scales: tuple of odd int. Kernel sizes, one a part. Defaults to `(1, 3, 5, 7)`.
+
+    Call arguments:
+        x: float tensor `(batch, height, width, channels)`.
+        training: bool. Whether batch normalisation uses the batch's statistics.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `scales` is empty or has an even size, or there are fewer
+            hidden channels than scales.
+
+    Example:
+
+    >>> y = MSFFN(mlp_ratio=4)(keras.ops.ones((2, 7, 9, 16)))
+    >>> tuple(y.shape)
+    (2, 7, 9, 16)
+
+    Reference:
+        Lou et al., "TransXNet", section 3.4 (2025), https://arxiv.org/abs/2310.19380
+    """
+
+    def __init__(self, mlp_ratio=4.0, scales=(1, 3, 5, 7), **kwargs):
+        super().__init__(**kwargs)
+        if not scales or any(size < 1 or size % 2 == 0 for size in scales):
+            raise ValueError(f"`scales` must be odd positive kernel sizes. Received: scales={scales}")
+        self.mlp_ratio = mlp_ratio
+        self.scales = tuple(scales)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        hidden = int(channels * self.mlp_ratio)
+        part, rest = divmod(hidden, len(self.scales))
+        if part < 1:
+            raise ValueError(
+                f"`mlp_ratio` must give at least one hidden channel for each of the {len(self.scales)} scales. "
+                f"Received: mlp_ratio={self.mlp_ratio}, channels={channels}"
+            )
+        self.part_channels = [part + rest] + [part] * (len(self.scales) - 1)
+        options = {"dtype": self.dtype_policy}
+        linear = dict(use_bias=False, kernel_initializer=linear_initializer(), **options)
+        self.expand = Dense(hidden, name="expand", **linear)
+        self.depthwise = [
+            DepthwiseConv2D(
+                size,
+                padding="same",
+                data_format="channels_last",
+                depthwise_initializer=linear_initializer(),
+                name=f"depthwise{index}",
+                **options,
+            )
+            for index, size in enumerate(self.scales, 1)
+        ]
+        self.reduce = Dense(channels, name="reduce", **linear)
+        norms = (BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm{i}", **options) for i in (1, 2, 3))
+        self.norm1, self.norm2, self.norm3 = norms
+        for layer, width in ((self.expand, channels), (self.norm3, channels)):
+            layer.build((None, None, None, width))
+        for layer in (self.norm1, self.norm2, self.reduce):
+            layer.build((None, None, None, hidden))
+        for layer, width in zip(self.depthwise, self.part_channels, strict=True):
+            layer.build((None, None, None, width))
+        keep_frozen(self)
+
+    def call(self, x, training=None):
+        h = self.norm1(gelu(self.expand(x)), training=training)
+        h = self.norm2(gelu(h + self._neighbours(h)), training=training)
+        return self.norm3(self.reduce(h), training=training)
+
+    def _neighbours(self, h):
+        if len(self.depthwise) == 1:
+            return self.depthwise[0](h)
+        outputs, start = [], 0
+        # Slices, because `ops.split` at given places leaves sizes open to PyTorch's exporter.
+        for layer, width in zip(self.depthwise, self.part_channels, strict=True):
+            outputs.append(layer(h[..., start : start + width]))
+            start += width
+        return ops.concatenate(outputs, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "mlp_ratio": self.mlp_ratio, "scales": self.scales}

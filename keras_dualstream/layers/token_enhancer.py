@@ -1,0 +1,86 @@
+"""TransXNet's squeezed token enhancer."""
+
+import keras
+
+from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
+from keras_dualstream.layers.float64 import BatchNormalization
+from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.ops.gelu import gelu
+
+
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class SqueezedTokenEnhancer(keras.layers.Layer):
+    """Squeezed token enhancer: mixes neighbours, then channels through a narrow waist.
+
+    `y = x + BN(Linear(BN(GELU(Linear(BN(GELU(DW3×3(x))))))))`; the waist has
+    `max(minimum_channels, C // reduction_ratio)` channels.
+
+    Args:
+        reduction_ratio: int. Channels over channels of the waist. Defaults to `8`.
+        minimum_channels: int. Least channels of the waist. Defaults to `16`.
+
+    Call arguments:
+        x: float tensor `(batch, height, width, channels)`.
+        training: bool. Whether batch normalisation uses the batch's statistics.
+
+    Returns:
+        Tensor of the shape of `x`.
+
+    Example:
+
+    >>> y = SqueezedTokenEnhancer()(keras.ops.ones((2, 14, 10, 48)))
+    >>> tuple(y.shape)
+    (2, 14, 10, 48)
+
+    Reference:
+        Lou et al., "TransXNet", eq. 8 (2025), https://arxiv.org/abs/2310.19380
+    """
+
+    def __init__(self, reduction_ratio=8, minimum_channels=16, **kwargs):
+        super().__init__(**kwargs)
+        if min(reduction_ratio, minimum_channels) < 1:
+            raise ValueError(
+                "`reduction_ratio` and `minimum_channels` must be at least 1. Received: "
+                f"reduction_ratio={reduction_ratio}, minimum_channels={minimum_channels}"
+            )
+        self.reduction_ratio = reduction_ratio
+        self.minimum_channels = minimum_channels
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        waist = max(self.minimum_channels, channels // self.reduction_ratio)
+        options = {"dtype": self.dtype_policy}
+        self.depthwise = DepthwiseConv2D(
+            3,
+            padding="same",
+            data_format="channels_last",
+            depthwise_initializer=linear_initializer(),
+            name="depthwise",
+            **options,
+        )
+        self.squeeze = Dense(waist, kernel_initializer=linear_initializer(), name="squeeze", **options)
+        self.expand = Dense(channels, kernel_initializer=linear_initializer(), name="expand", **options)
+        norms = (BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm{i}", **options) for i in (1, 2, 3))
+        self.norm1, self.norm2, self.norm3 = norms
+        for layer in (self.depthwise, self.norm1, self.squeeze, self.norm3):
+            layer.build((None, None, None, channels))
+        for layer in (self.norm2, self.expand):
+            layer.build((None, None, None, waist))
+        keep_frozen(self)
+
+    def call(self, x, training=None):
+        y = self.norm1(gelu(self.depthwise(x)), training=training)
+        y = self.norm2(gelu(self.squeeze(y)), training=training)
+        return x + self.norm3(self.expand(y), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "reduction_ratio": self.reduction_ratio,
+            "minimum_channels": self.minimum_channels,
+        }

@@ -1,0 +1,57 @@
+"""What will run the operations that are being traced."""
+
+import contextlib
+import contextvars
+
+import keras
+
+_EXPORTING_TO_LITERT = contextvars.ContextVar("exporting_to_litert", default=False)
+
+
+def compiled_by_xla():
+    """Whether XLA will compile the operations that follow: always on JAX, under `jit_compile=True` on TensorFlow."""
+    if keras.config.backend() == "jax":
+        return True
+    if keras.config.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    # TensorFlow has no public question for this; Keras asks it of the same module.
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def xla_on_cpu():
+    """Whether XLA will compile the operations that follow for a CPU."""
+    return compiled_by_xla() and not _has_gpu()
+
+
+def tensorflow_on_cpu():
+    """Whether TensorFlow's own CPU kernels will run the operations that follow."""
+    return keras.config.backend() == "tensorflow" and not _has_gpu()
+
+
+def _has_gpu():
+    """Whether JAX or TensorFlow computes on a GPU."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+@contextlib.contextmanager
+def litert_export():
+    """A context in which operations are traced for LiteRT."""
+    token = _EXPORTING_TO_LITERT.set(True)
+    try:
+        yield
+    finally:
+        _EXPORTING_TO_LITERT.reset(token)
+
+
+def exporting_to_litert():
+    """Whether the operations that follow are traced in `litert_export()`."""
+    return _EXPORTING_TO_LITERT.get()

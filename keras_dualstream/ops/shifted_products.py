@@ -1,0 +1,135 @@
+"""Depthwise convolution as one shifted product per tap, for XLA."""
+
+import functools
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.float64 import is_float64
+
+
+def shifted_products(x, taps, strides, zeros, dilation_rate):
+    """`y[b, i, j, c] = Σ_uv padded[b, i·s + u·d, j·s + v·d, c] · taps[u, v, b or 0, c]`.
+
+    The gradients are written out too: XLA's own for 49 overlapping slices takes
+    four times as long, to run and to compile, as the one loop over the taps that
+    sums for the kernel. Products are summed in float32 at least.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        taps: float tensor `(kernel_height, kernel_width, batch or 1, channels)`.
+        strides: pair of int.
+        zeros: `((top, bottom), (left, right))`, the zeros around `x`.
+        dilation_rate: pair of int.
+
+    Returns:
+        Tensor `(batch, new_height, new_width, channels)`.
+    """
+    geometry = dict(strides=tuple(strides), zeros=tuple(zeros), dilation_rate=tuple(dilation_rate))
+    compute = functools.partial(_forward_and_backward, **geometry)
+    if keras.config.backend() == "jax":
+        compute = _jitted(**geometry)
+    return compute(x, taps)
+
+
+@functools.cache
+def _jitted(**geometry):
+    """A program of its own on JAX: traced once per shape, and compiled where nothing else is (eager calls)."""
+    import jax
+
+    return jax.jit(functools.partial(_forward_and_backward, **geometry))
+
+
+def _forward_and_backward(x, taps, strides, zeros, dilation_rate):
+    exact = "float64" if is_float64(x) else "float32"
+
+    @ops.custom_gradient
+    def convolve(x, taps):
+        padded = ops.pad(ops.cast(x, exact), ((0, 0), *zeros, (0, 0)))
+        kernel = ops.cast(taps, exact)
+        y = ops.cast(_sum_of_taps(padded, kernel, strides, dilation_rate), x.dtype)
+
+        def gradients(*args, upstream=None):
+            upstream = ops.cast(args[0] if upstream is None else upstream, exact)
+            for_x = _gradient_of_x(upstream, kernel, ops.shape(x), strides, zeros, dilation_rate)
+            for_taps = _gradient_of_taps(upstream, padded, taps.shape, strides, dilation_rate)
+            return ops.cast(for_x, x.dtype), ops.cast(for_taps, taps.dtype)
+
+        return y, gradients
+
+    return convolve(x, taps)
+
+
+def _sum_of_taps(padded, kernel, strides, dilation_rate):
+    extents = _extents(padded, kernel.shape, strides, dilation_rate)
+    total = None
+    for u in range(kernel.shape[0]):
+        for v in range(kernel.shape[1]):
+            top, left = u * dilation_rate[0], v * dilation_rate[1]
+            rows = slice(top, top + extents[0], strides[0])
+            columns = slice(left, left + extents[1], strides[1])
+            product = padded[:, rows, columns, :] * kernel[u, v][:, None, None, :]
+            total = product if total is None else total + product
+    return total
+
+
+def _extents(padded, kernel_size, strides, dilation_rate):
+    """How far each tap reads along rows and columns, from its first position to its last."""
+    reaches = _reaches(kernel_size, dilation_rate)
+    sizes = ops.shape(padded)[1:3]
+    return [
+        (size - reach - 1) // stride * stride + 1 for size, reach, stride in zip(sizes, reaches, strides, strict=True)
+    ]
+
+
+def _reaches(kernel_size, dilation_rate):
+    return [(taps - 1) * rate for taps, rate in zip(kernel_size[:2], dilation_rate, strict=True)]
+
+
+def _gradient_of_x(upstream, kernel, x_shape, strides, zeros, dilation_rate):
+    """The convolution of the upstream gradient, spread out by the strides, with the kernel turned around."""
+    spread = _spread(upstream, strides)
+    reaches = _reaches(kernel.shape, dilation_rate)
+    pads, kept = [], []
+    for size, given, (before, _), reach in zip(x_shape[1:3], ops.shape(spread)[1:3], zeros, reaches, strict=True):
+        first = _at_least_zero(reach - before)
+        # With more zeros than the kernel reaches, the outermost outputs read nothing else and are cut off.
+        start = _at_least_zero(before - reach)
+        pads.append((first, _at_least_zero(start + size + reach - first - given)))
+        kept.append(slice(start, start + size + reach))
+    padded = ops.pad(spread, ((0, 0), *pads, (0, 0)))
+    return _sum_of_taps(padded[:, kept[0], kept[1]], ops.flip(kernel, axis=(0, 1)), (1, 1), dilation_rate)
+
+
+def _at_least_zero(size):
+    return max(size, 0) if isinstance(size, int) else ops.maximum(size, 0)
+
+
+def _spread(x, strides):
+    """`x` with `stride - 1` zeros between its rows and between its columns."""
+    if strides == (1, 1):
+        return x
+    batch, height, width, channels = ops.shape(x)
+    x = ops.reshape(x, (batch, height, 1, width, 1, channels))
+    x = ops.pad(x, ((0, 0), (0, 0), (0, strides[0] - 1), (0, 0), (0, strides[1] - 1), (0, 0)))
+    x = ops.reshape(x, (batch, height * strides[0], width * strides[1], channels))
+    return x[:, : (height - 1) * strides[0] + 1, : (width - 1) * strides[1] + 1]
+
+
+def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
+    """For each tap the product of the upstream gradient and what the tap read, summed; one tap after the other."""
+    kernel_height, kernel_width, kernels, channels = taps_shape
+    extents = _extents(padded, taps_shape, strides, dilation_rate)
+    window_shape = (ops.shape(padded)[0], *extents, channels)
+    axes = (0, 1, 2) if kernels == 1 else (1, 2)
+
+    def add(tap, total):
+        top, left = tap // kernel_width * dilation_rate[0], tap % kernel_width * dilation_rate[1]
+        window = ops.slice(padded, (0, top, left, 0), window_shape)[:, :: strides[0], :: strides[1]]
+        product = ops.reshape(ops.sum(window * upstream, axis=axes), (1, -1, channels))
+        return ops.slice_update(total, (tap, 0, 0), product)
+
+    count = kernel_height * kernel_width
+    samples = 1 if kernels == 1 else ops.shape(padded)[0]
+    total = ops.fori_loop(0, count, add, ops.zeros((count, samples, channels), dtype=padded.dtype))
+    return ops.reshape(total, (kernel_height, kernel_width, samples, channels))
