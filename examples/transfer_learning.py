@@ -224,15 +224,17 @@ def train(model, train_data, validation_data, epochs, learning_rate):
     """Compiles with AdamW under a warm-up and a cosine decay, and fits; returns the history."""
     import keras
 
-    steps = epochs * len(train_data)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=steps // 10
+    decay = keras.optimizers.schedules.CosineDecay(
+        0.0, max(epochs - 1, 1), warmup_target=learning_rate, warmup_steps=min(epochs - 1, 1)
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, clipnorm=1.0)
+    # Set by a callback, at the middle of each epoch: given to the optimizer, TensorFlow would trace the schedule anew for
+    # every weight, which takes longer than the training.
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch + 0.5)))
+    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=0.02, global_clipnorm=1.0)
     # With its variables made before, TensorFlow traces the first step once instead of twice.
     optimizer.build(model.trainable_variables)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model.fit(train_data, validation_data=validation_data, epochs=epochs).history
+    return model.fit(train_data, validation_data=validation_data, epochs=epochs, callbacks=[schedule]).history
 
 
 def accuracy(model, dataset):
