@@ -227,8 +227,8 @@ def train(model, train_data, validation_data, epochs, learning_rate):
     decay = keras.optimizers.schedules.CosineDecay(
         0.0, max(epochs - 1, 1), warmup_target=learning_rate, warmup_steps=min(epochs - 1, 1)
     )
-    # Set by a callback, at the middle of each epoch: given to the optimizer, TensorFlow would trace the schedule anew for
-    # every weight, which takes longer than the training.
+    # Set by a callback, at the middle of each epoch: of a schedule in the optimizer, TensorFlow would trace a copy for
+    # every weight, which takes as long as the training.
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch + 0.5)))
     optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=0.02, global_clipnorm=1.0)
     # With its variables made before, TensorFlow traces the first step once instead of twice.

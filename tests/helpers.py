@@ -33,6 +33,10 @@ TINY_TRANSXNET = dict(
     layer_scale_init_value=0.5,
 )
 
+# For `compile` in tests that are about something else: TensorFlow takes longer to trace a training step of a Dual-ViT
+# than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
+RUN_EAGERLY = keras.config.backend() == "tensorflow"
+
 
 def tiny_transxnet(input_shape=(32, 40, 3), classes=5, **options):
     """A small TransXNet classifier made by the public builder."""

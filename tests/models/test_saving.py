@@ -5,6 +5,7 @@ import os
 import keras
 import numpy as np
 import pytest
+from helpers import RUN_EAGERLY
 from helpers import TINY
 from helpers import images
 from helpers import randomize
@@ -57,7 +58,7 @@ def test_a_backbone_is_equal_to_the_one_of_its_config():
 def test_frozen_layers_and_the_optimizer_survive_an_archive(tmp_path):
     model = tiny_model()
     model.backbone.trainable = False
-    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
     x, y = 100 * images(4, 32, 40, 3), np.arange(4)
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -140,7 +141,8 @@ def test_a_weights_file_holds_the_optimizer_for_those_who_go_on_training(tmp_pat
 
     def trained(epochs):
         model = tiny_model()
-        model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), "sparse_categorical_crossentropy")
+        optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+        model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
         model.optimizer.build(model.trainable_variables)
         model.fit(x, y, epochs=epochs, verbose=0)
         return model

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import RUN_EAGERLY
 from helpers import gradient_function
 from helpers import images
 from helpers import randomize
@@ -83,7 +84,7 @@ def test_half_precision_trains_and_predicts_like_float32(policy):
     optimizer = keras.optimizers.SGD(0.05)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+    model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
     losses = model.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert all(np.isfinite(to_numpy(weight)).all() for weight in model.weights)
@@ -129,7 +130,7 @@ def test_token_labels_train_both_outputs():
     assert list(outputs) == ["logits", "token_logits"]
     trainer = keras.Model(model.input, outputs)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer.compile(keras.optimizers.SGD(0.05), loss=dict.fromkeys(outputs, loss))
+    trainer.compile(keras.optimizers.SGD(0.05), loss=dict.fromkeys(outputs, loss), run_eagerly=RUN_EAGERLY)
     x, y = colours(20)
     labels = {"logits": y, "token_logits": np.broadcast_to(y[:, None, None], (20, 1, 1))}
     losses = trainer.fit(x, labels, epochs=6, verbose=0).history["loss"]
@@ -164,7 +165,7 @@ def test_batch_statistics_move_only_in_training():
     model = tiny_model(SIZE)
     norm = model.get_layer("stem_norm1")
     x = images(4, *SIZE)
-    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
     model.predict(x, verbose=0)
     np.testing.assert_array_equal(to_numpy(norm.moving_mean), 0)
     model.fit(x, np.zeros(4), verbose=0)
