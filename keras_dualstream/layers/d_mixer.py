@@ -3,14 +3,13 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.layers.dynamic_conv import DDWConv
 from keras_dualstream.layers.dynamic_conv import DyConv
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.id_conv import IDConv
-from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.osra import OSRA
+from keras_dualstream.layers.pytorch_defaults import depthwise
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.token_enhancer import SqueezedTokenEnhancer
 from keras_dualstream.layers.window_attention import WindowAttention
 
@@ -102,13 +101,7 @@ class DMixer(keras.layers.Layer):
             return DDWConv(self.kernel_size, **options)
         if self.local_operator == "window_attention":
             return WindowAttention(self.num_heads, self.kernel_size, **options)
-        return DepthwiseConv2D(
-            self.kernel_size,
-            padding="same",
-            data_format="channels_last",
-            depthwise_initializer=linear_initializer(),
-            **options,
-        )
+        return depthwise(self.kernel_size, **options)
 
     def build(self, x_shape, position_bias_shape=None):
         channels = x_shape[-1]
@@ -122,9 +115,7 @@ class DMixer(keras.layers.Layer):
             self.local.build((*x_shape[:-1], self.local_channels))
         self.attention.build((*x_shape[:-1], channels - self.local_channels), position_bias_shape)
         if not self.token_enhancer:
-            self.fusion = Dense(
-                channels, kernel_initializer=linear_initializer(), name="fusion", dtype=self.dtype_policy
-            )
+            self.fusion = linear(channels, "fusion", self.dtype_policy)
         self.fusion.build(x_shape)
         keep_frozen(self)
 

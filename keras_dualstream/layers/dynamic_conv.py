@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
 
@@ -27,10 +27,9 @@ class _DynamicConv(keras.layers.Layer):
     def _build_predictor(self, channels, outputs):
         """Two linear layers from the sample's average to `outputs` numbers."""
         hidden = max(channels // self.reduction_ratio, 1)
-        options = dict(kernel_initializer=linear_initializer(), dtype=self.dtype_policy)
-        self.squeeze = Dense(hidden, use_bias=False, name="squeeze", **options)
-        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm", dtype=self.dtype_policy)
-        self.expand = Dense(outputs, name="expand", **options)
+        self.squeeze = linear(hidden, "squeeze", self.dtype_policy, use_bias=False)
+        self.norm = batch_normalization("norm", self.dtype_policy)
+        self.expand = linear(outputs, "expand", self.dtype_policy)
         for layer, width in ((self.squeeze, channels), (self.norm, hidden), (self.expand, hidden)):
             layer.build((None, width))
 

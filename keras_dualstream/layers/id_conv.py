@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.gelu import gelu
@@ -68,7 +68,6 @@ class IDConv(keras.layers.Layer):
 
     def build(self, input_shape):
         channels, size = input_shape[-1], self.kernel_size
-        options = dict(kernel_initializer=linear_initializer(), dtype=self.dtype_policy)
         shapes = {"kernels": (self.num_groups, size, size, channels)}
         if self.use_bias:
             shapes["biases"] = (self.num_groups, channels)
@@ -76,9 +75,9 @@ class IDConv(keras.layers.Layer):
         for name, shape in shapes.items():
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=linear_initializer()))
         hidden = max(channels // self.reduction_ratio, 1)
-        self.squeeze = Dense(hidden, use_bias=False, name="squeeze", **options)
-        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm", dtype=self.dtype_policy)
-        self.expand = Dense(self.num_groups * channels, name="expand", **options)
+        self.squeeze = linear(hidden, "squeeze", self.dtype_policy, use_bias=False)
+        self.norm = batch_normalization("norm", self.dtype_policy)
+        self.expand = linear(self.num_groups * channels, "expand", self.dtype_policy)
         self.squeeze.build((None, None, None, channels))
         self.norm.build((None, None, None, hidden))
         self.expand.build((None, None, None, hidden))

@@ -3,11 +3,10 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import depthwise
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.gelu import gelu
 
 
@@ -62,22 +61,11 @@ class MSFFN(keras.layers.Layer):
                 f"Received: mlp_ratio={self.mlp_ratio}, channels={channels}"
             )
         self.part_channels = [part + rest] + [part] * (len(self.scales) - 1)
-        options = {"dtype": self.dtype_policy}
-        linear = dict(use_bias=False, kernel_initializer=linear_initializer(), **options)
-        self.expand = Dense(hidden, name="expand", **linear)
-        self.depthwise = [
-            DepthwiseConv2D(
-                size,
-                padding="same",
-                data_format="channels_last",
-                depthwise_initializer=linear_initializer(),
-                name=f"depthwise{index}",
-                **options,
-            )
-            for index, size in enumerate(self.scales, 1)
-        ]
-        self.reduce = Dense(channels, name="reduce", **linear)
-        norms = (BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm{i}", **options) for i in (1, 2, 3))
+        policy = self.dtype_policy
+        self.expand = linear(hidden, "expand", policy, use_bias=False)
+        self.depthwise = [depthwise(size, f"depthwise{index}", policy) for index, size in enumerate(self.scales, 1)]
+        self.reduce = linear(channels, "reduce", policy, use_bias=False)
+        norms = (batch_normalization(f"norm{i}", policy) for i in (1, 2, 3))
         self.norm1, self.norm2, self.norm3 = norms
         for layer, width in ((self.expand, channels), (self.norm3, channels)):
             layer.build((None, None, None, width))

@@ -4,11 +4,10 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.attention import check_heads
-from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import depthwise
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.gelu import gelu
 from keras_dualstream.ops.position_bias import position_biased_attention
 from keras_dualstream.ops.tokens import map_to_tokens
@@ -136,40 +135,24 @@ class OSRA(keras.layers.Layer):
             raise ValueError(
                 f"`position_bias` must have {self.num_heads} heads. Received: shape {tuple(position_bias_shape)}"
             )
+        policy = self.dtype_policy
         map_shape = (None, None, None, channels)
-        self.query = self._linear(channels, "query")
-        self.key_value = self._linear(2 * channels, "key_value")
+        self.query = linear(channels, "query", policy)
+        self.key_value = linear(2 * channels, "key_value", policy)
         if self.sr_ratio > 1:
             kernel_size, padding = self.sr_ratio, "same"
             if self.overlapping:
                 kernel_size, padding = self.sr_ratio + 3, (self.sr_ratio + 3) // 2
-            self.reduce = self._depthwise(kernel_size, "reduce", padding, strides=self.sr_ratio, use_bias=False)
-            self.reduce_norm = self._norm("reduce_norm")
-            self.refine = self._depthwise(1, "refine", "valid", use_bias=False)
-            self.refine_norm = self._norm("refine_norm")
+            self.reduce = depthwise(kernel_size, "reduce", policy, padding, strides=self.sr_ratio, use_bias=False)
+            self.reduce_norm = batch_normalization("reduce_norm", policy)
+            self.refine = depthwise(1, "refine", policy, "valid", use_bias=False)
+            self.refine_norm = batch_normalization("refine_norm", policy)
             for layer in (self.reduce, self.reduce_norm, self.refine, self.refine_norm):
                 layer.build(map_shape)
-        self.local = self._depthwise(3, "local", "same")
+        self.local = depthwise(3, "local", policy)
         for layer in (self.query, self.key_value, self.local):
             layer.build(map_shape)
         keep_frozen(self)
-
-    def _linear(self, units, name):
-        return Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
-
-    def _norm(self, name):
-        return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=self.dtype_policy)
-
-    def _depthwise(self, kernel_size, name, padding, **kwargs):
-        return DepthwiseConv2D(
-            kernel_size,
-            padding=padding,
-            data_format="channels_last",
-            depthwise_initializer=linear_initializer(),
-            name=name,
-            dtype=self.dtype_policy,
-            **kwargs,
-        )
 
     def call(self, x, position_bias=None, training=None):
         y = x

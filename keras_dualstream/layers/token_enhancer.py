@@ -2,11 +2,10 @@
 
 import keras
 
-from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import depthwise
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.gelu import gelu
 
 
@@ -51,18 +50,11 @@ class SqueezedTokenEnhancer(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         waist = max(self.minimum_channels, channels // self.reduction_ratio)
-        options = {"dtype": self.dtype_policy}
-        self.depthwise = DepthwiseConv2D(
-            3,
-            padding="same",
-            data_format="channels_last",
-            depthwise_initializer=linear_initializer(),
-            name="depthwise",
-            **options,
-        )
-        self.squeeze = Dense(waist, kernel_initializer=linear_initializer(), name="squeeze", **options)
-        self.expand = Dense(channels, kernel_initializer=linear_initializer(), name="expand", **options)
-        norms = (BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"norm{i}", **options) for i in (1, 2, 3))
+        policy = self.dtype_policy
+        self.depthwise = depthwise(3, "depthwise", policy)
+        self.squeeze = linear(waist, "squeeze", policy)
+        self.expand = linear(channels, "expand", policy)
+        norms = (batch_normalization(f"norm{i}", policy) for i in (1, 2, 3))
         self.norm1, self.norm2, self.norm3 = norms
         for layer in (self.depthwise, self.norm1, self.squeeze, self.norm3):
             layer.build((None, None, None, channels))

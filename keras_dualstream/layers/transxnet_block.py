@@ -3,13 +3,12 @@
 import keras
 
 from keras_dualstream.layers.d_mixer import DMixer
-from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.group_normalization import GroupNormalization
-from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.layers.ms_ffn import MSFFN
+from keras_dualstream.layers.pytorch_defaults import depthwise
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -78,16 +77,7 @@ class TransXNetBlock(keras.layers.Layer):
         self.position_encoding = position_encoding
         self.mixer_options = dict(mixer_options or {})
         options = {"dtype": self.dtype_policy}
-        self.encoding = None
-        if position_encoding:
-            self.encoding = DepthwiseConv2D(
-                7,
-                padding="same",
-                data_format="channels_last",
-                depthwise_initializer=linear_initializer(),
-                name="encoding",
-                **options,
-            )
+        self.encoding = depthwise(7, "encoding", self.dtype_policy) if position_encoding else None
         self.norm1 = GroupNormalization(name="norm1", **options)
         self.mixer = DMixer(num_heads, sr_ratio, name="mixer", **self.mixer_options, **options)
         self.scale1 = LayerScale(layer_scale_init_value, use_bias=True, name="scale1", **options)

@@ -4,7 +4,8 @@ XLA has no kernel for depthwise convolutions on CPU and walks through them
 element by element. There the sum over the kernel's taps is written out as
 shifted products (`shifted_products.py`), which XLA fuses into one loop: 10 to
 30 times faster at 3×3. TensorFlow's and PyTorch's own kernels win where XLA does not
-compile. benchmarks/depthwise.md has the measurements, per shape and batch size.
+compile, as long as they add the zeros around the map themselves. benchmarks/depthwise.md
+has the measurements, per shape and batch size.
 """
 
 import keras
@@ -13,6 +14,7 @@ from keras import ops
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.pytorch_depthwise import pytorch_depthwise_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
 
 
@@ -37,9 +39,15 @@ def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(
     uneven = keras.config.backend() == "tensorflow" and strides[0] != strides[1]
     if data_format == "channels_last" and kernel.shape[-1] == 1 and (xla_on_cpu() or uneven):
         taps = ops.transpose(kernel, (0, 1, 3, 2))
-        return shifted_products(
-            x, taps, strides, _zeros(x, kernel.shape, strides, padding, dilation_rate), dilation_rate
-        )
+        zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
+        return shifted_products(x, taps, strides, zeros, dilation_rate)
+    if keras.config.backend() == "torch":
+        sizes = ops.shape(x)[1:3] if data_format == "channels_last" else ops.shape(x)[2:]
+        zeros = _zeros(sizes, kernel.shape, strides, padding, dilation_rate)
+        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+        return pytorch_depthwise_conv2d(x, kernel, strides, zeros, dilation_rate, data_format)
+    if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
+        padding = "same"
     if not isinstance(padding, str):
         pads = [(0, 0), *padding, (0, 0)] if data_format == "channels_last" else [(0, 0), (0, 0), *padding]
         x, padding = ops.pad(x, pads), "valid"
@@ -75,7 +83,12 @@ def dynamic_depthwise_conv2d(x, kernel, strides=(1, 1), padding="same"):
     unknown_batch = not isinstance(ops.shape(x)[0], int)
     if xla_on_cpu() or (unknown_batch and exporting_to_litert()):
         taps = ops.transpose(kernel, (1, 2, 0, 3))
-        return shifted_products(x, taps, strides, _zeros(x, kernel.shape[1:3], strides, padding, (1, 1)), (1, 1))
+        zeros = _zeros(ops.shape(x)[1:3], kernel.shape[1:3], strides, padding, (1, 1))
+        return shifted_products(x, taps, strides, zeros, (1, 1))
+    # PyTorch's gradient of many channels on a small map takes 3 to 8 times as long channels last, half as long on a
+    # large one.
+    if keras.config.backend() == "torch" and x.shape[1] * x.shape[2] < 400:
+        return _batch_in_first_channels(x, kernel, strides, padding)
     return _batch_in_channels(x, kernel, strides, padding)
 
 
@@ -94,7 +107,23 @@ def _batch_in_channels(x, kernel, strides, padding):
     return ops.transpose(y, (2, 0, 1, 3))
 
 
-def _zeros(x, kernel_size, strides, padding, dilation_rate):
+def _batch_in_first_channels(x, kernel, strides, padding):
+    """`_batch_in_channels` with the channels first."""
+    batch, height, width, channels = ops.shape(x)
+    folded = ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (1, batch * channels, height, width))
+    taps = ops.reshape(ops.transpose(kernel, (1, 2, 0, 3)), (*kernel.shape[1:3], batch * channels, 1))
+    y = depthwise_conv2d(folded, taps, strides, padding, data_format="channels_first")
+    y = ops.reshape(y, (batch, channels, *ops.shape(y)[2:]))
+    return ops.transpose(y, (0, 2, 3, 1))
+
+
+def _means_same(padding, kernel_size, strides, dilation_rate):
+    """Whether these zeros are those that `"same"` adds, whatever the size of the map."""
+    same = [_same_zeros(None, taps, 1, dilation) for taps, dilation in zip(kernel_size, dilation_rate, strict=False)]
+    return tuple(strides) == (1, 1) and [tuple(sides) for sides in padding] == same
+
+
+def _zeros(sizes, kernel_size, strides, padding, dilation_rate):
     """The zeros `((top, bottom), (left, right))` that `padding` means."""
     if not isinstance(padding, str):
         return tuple(tuple(sides) for sides in padding)
@@ -102,7 +131,7 @@ def _zeros(x, kernel_size, strides, padding, dilation_rate):
         return ((0, 0), (0, 0))
     return tuple(
         _same_zeros(size, taps, stride, dilation)
-        for size, taps, stride, dilation in zip(ops.shape(x)[1:3], kernel_size, strides, dilation_rate, strict=False)
+        for size, taps, stride, dilation in zip(sizes, kernel_size, strides, dilation_rate, strict=False)
     )
 
 

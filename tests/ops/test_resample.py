@@ -1,10 +1,11 @@
-"""Bicubic resizing is PyTorch's."""
+"""Bicubic resizing and adaptive pooling are PyTorch's."""
 
 import keras
 import numpy as np
 import pytest
 from helpers import relative_error
 
+from keras_dualstream.ops.resample import adaptive_average_pool
 from keras_dualstream.ops.resample import resize_bicubic
 
 
@@ -43,3 +44,36 @@ def test_sizes_unknown_while_tracing_give_the_same():
     traced = tf.function(lambda height, width: resize_bicubic(tf.constant(x), height, width), input_signature=signature)
     for size in [(9, 11), (1, 4), (8, 8)]:
         assert relative_error(traced(*size), resize_by_torch(x, *size)) < 1e-6
+
+
+def pool_by_torch(x, height, width):
+    import torch
+
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), (height, width))
+    return pooled.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("size", [(14, 21), (9, 11), (7, 7), (1, 1), (3, 20), (5, 30)])
+@pytest.mark.parametrize("grid", [(7, 7), (3, 5), (1, 1)])
+def test_adaptive_pooling_equals_pytorch(size, grid):
+    """Whole multiples, overlapping cells, the same size, and maps smaller than the grid."""
+    x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype("float32")
+    found = adaptive_average_pool(keras.ops.convert_to_tensor(x), *grid)
+    assert relative_error(found, pool_by_torch(x, *grid)) < 1e-6
+
+
+def test_adaptive_pooling_in_float64_equals_pytorch(float64):
+    x = np.random.default_rng(0).standard_normal((2, 9, 11, 3))
+    found = adaptive_average_pool(keras.ops.convert_to_tensor(x, dtype=float64), 7, 3)
+    assert relative_error(found, pool_by_torch(x, 7, 3)) < 1e-14
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
+def test_adaptive_pooling_of_a_size_unknown_while_tracing_gives_the_same():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, None, None, 3), "float32")]
+    traced = tf.function(lambda x: adaptive_average_pool(x, 7, 7), input_signature=signature)
+    for size in [(9, 11), (3, 20), (14, 7)]:
+        x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype("float32")
+        assert relative_error(traced(x), pool_by_torch(x, 7, 7)) < 1e-6
