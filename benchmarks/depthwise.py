@@ -4,8 +4,8 @@
 
 Prints Markdown: one row per shape of TransXNet-T and Dual-ViT-S with the median milliseconds of a forward pass and of a
 pass with the gradients of map and kernel, then the geometric means of the ratios. PyTorch is timed in the same run,
-repetition by repetition in turn with the others. The naive form of a kernel per sample is one grouped convolution
-whose channels are those of all samples.
+repetition by repetition in turn with the others; "nan" did not fit into memory. The naive form of a kernel per sample
+is one grouped convolution whose channels are those of all samples.
 """
 
 import argparse
@@ -130,15 +130,31 @@ def wait(results):
 
 
 def milliseconds(functions, repetitions):
-    """Median time of each function, one repetition of all after the other."""
-    times = {name: [] for name in functions}
-    for repetition in range(repetitions + 2):
+    """Median time of each function, one repetition of all after the other; not a number where memory does not suffice.
+
+    A function that takes over a second is timed once.
+    """
+    times = {name: [seconds(function), seconds(function)] for name, function in functions.items()}
+    for name, (_, warm) in times.items():
+        times[name] = [warm] if not warm < 1 else []
+    slow = [name for name in functions if times[name]]
+    for _ in range(repetitions):
         for name, function in functions.items():
-            start = time.perf_counter()
-            wait(function())
-            if repetition > 1:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+            if name not in slow:
+                times[name].append(seconds(function))
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+def seconds(function):
+    """The time of one call, not a number where memory does not suffice."""
+    start = time.perf_counter()
+    try:
+        wait(function())
+    except Exception as error:
+        if "memory" not in str(error).lower():
+            raise
+        return math.nan
+    return time.perf_counter() - start
 
 
 def measure(compile_both, batch, size, channels, kernel_size, stride, dynamic, repetitions):
@@ -157,16 +173,18 @@ def measure(compile_both, batch, size, channels, kernel_size, stride, dynamic, r
     return milliseconds(forward, repetitions), milliseconds(backward, repetitions)
 
 
-def geometric_mean(values):
-    """The n-th root of the product of n values."""
-    return math.exp(statistics.mean(map(math.log, values)))
+def summary(ratios):
+    """Geometric mean, least and number of the ratios that could be measured."""
+    measured = [ratio for ratio in ratios if not math.isnan(ratio)]
+    mean = math.exp(statistics.mean(map(math.log, measured)))
+    return f"{mean:.2f}, least {min(measured):.2f}, of {len(measured)}"
 
 
 def main():
     """Prints the table and the geometric means of each way of running."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[8])
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; the others take what the machine has")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -176,7 +194,7 @@ def main():
             "| convolution | batch | forward, ms: PyTorch | naive | ours | with gradients, ms: PyTorch | naive | ours |"
         )
         print("|---|---|---|---|---|---|---|---|")
-        ratios = {name: [] for name in ("PyTorch / ours, forward", "naive / ours, forward", "naive / ours, gradients")}
+        ratios = {f"{peer} / ours, {kind}": [] for kind in ("forward", "gradients") for peer in ("PyTorch", "naive")}
         for batch in arguments.batches:
             for name, shape in SHAPES.items():
                 forward, backward = measure(compile_both, batch, *shape, arguments.repetitions)
@@ -184,12 +202,12 @@ def main():
                 size, channels, kernel_size, *_ = shape
                 label = f"{name.strip()}: {kernel_size}×{kernel_size}, {size}×{size}×{channels}"
                 print(f"| {label} | {batch} | {' | '.join(cells)} |", flush=True)
-                ratios["PyTorch / ours, forward"].append(forward["PyTorch"] / forward["ours"])
-                ratios["naive / ours, forward"].append(forward["naive"] / forward["ours"])
-                ratios["naive / ours, gradients"].append(backward["naive"] / backward["ours"])
+                for kind, times in (("forward", forward), ("gradients", backward)):
+                    for peer in ("PyTorch", "naive"):
+                        ratios[f"{peer} / ours, {kind}"].append(times[peer] / times["ours"])
         print()
         for name, values in ratios.items():
-            print(f"- {name}: {geometric_mean(values):.2f}, least {min(values):.2f}")
+            print(f"- {name}: {summary(values)}")
 
 
 if __name__ == "__main__":
