@@ -11,6 +11,7 @@ model, and `figure.png` shows how it went.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -44,10 +45,10 @@ def parse_arguments(argv):
     parser.add_argument("--output", default="output", help="folder for weights, exports and the figure")
     parser.add_argument("--export-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    for name in ("epochs", "image_size", "images_per_class", "labelled"):
+    for name, least in {"epochs": 1, "image_size": 1, "images_per_class": 5, "labelled": 1}.items():
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {value}")
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}. Received: {value}")
     return arguments
 
 
@@ -64,9 +65,10 @@ def make_output_folder(path):
     return folder
 
 
-def check_packages():
+def check_packages(backend):
     """What the last steps need is missed before the first one, not an hour later."""
-    for package, install in {"matplotlib": "matplotlib", "ai_edge_litert": "ai-edge-litert"}.items():
+    packages = {"matplotlib": "matplotlib", "ai_edge_litert": "ai-edge-litert", "sklearn": "scikit-learn"}
+    for package, install in {backend: backend, "tensorflow": "tensorflow", **packages}.items():
         if importlib.util.find_spec(package) is None:
             raise Problem(f"This example needs {install}: pip install {install}")
 
@@ -351,12 +353,11 @@ def export_in_fresh_process(output):
     command = [sys.executable, __file__, "--export-only", "--backend", "tensorflow", "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     start = time.perf_counter()
-    while process.poll() is None:
+    printed = None
+    while printed is None:
         print(f"\r  {time.perf_counter() - start:.0f} s", end="", flush=True)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             printed, errors = process.communicate(timeout=2)
-        except subprocess.TimeoutExpired:
-            continue
     print("\r", end="")
     if process.returncode:
         raise Problem(f"The export failed:\n{errors}")
@@ -453,7 +454,7 @@ def main(argv=None):
         if arguments.export_only:
             export(output)
             return 0
-        check_packages()
+        check_packages(arguments.backend)
         results, histories, predictions = run(arguments, output)
         export_in_fresh_process(output)
         heading(6, "Drawing")

@@ -135,6 +135,7 @@ def test_reads_a_dataset_of_tensorflow_datasets(tmp_path, monkeypatch, photo_fol
         (["--data", "no such folder"], "--data must be 'digits', an existing folder or tfds:NAME. Received"),
         (["--data", "tfds:no_such_dataset"], "TensorFlow Datasets cannot give 'no_such_dataset'"),
         (["--epochs", "0"], "--epochs must be at least 1. Received: 0"),
+        (["--images-per-class", "4"], "--images-per-class must be at least 5. Received: 4"),
         (["--backend", "theano"], "invalid choice: 'theano'"),
     ],
 )

@@ -58,6 +58,14 @@ TRANSXNET = dict(make=tiny_transxnet, input_shape=(65, 97, 3))
 TRANSXNET_HEADLESS = dict(make=tiny_transxnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
 
+
+def pooled_transxnet(**options):
+    """A user's own functional model on a backbone."""
+    backbone = tiny_transxnet(include_top=False, **options)
+    pooled = keras.layers.GlobalAveragePooling2D(data_format="channels_last")(backbone.pyramid_outputs["P4"])
+    return keras.Model(backbone.input, pooled)
+
+
 CASES = {
     "any batch": Case(CLASSIFIER, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
     "one batch": Case(CLASSIFIER, (2, 65, 97, 3), ((2, 65, 97, 3),)),
@@ -66,6 +74,7 @@ CASES = {
     "TransXNet, any batch": Case(TRANSXNET, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
     "TransXNet, one batch": Case(TRANSXNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
     "TransXNet, any size": Case(TRANSXNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
+    "on TransXNet, any batch": Case({**TRANSXNET, "make": pooled_transxnet}, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
     "channels first": Case(CHANNELS_FIRST, None, ((2, 3, 33, 64),)),
 }
 
@@ -94,6 +103,7 @@ EXPORTS = {
             "channels first",
             "TransXNet, any batch",
             "TransXNet, any size",
+            "on TransXNet, any batch",
         ),
     ),
     ("litert", "jax"): Cell(

@@ -1,5 +1,6 @@
 """The README's snippets run, one after the other, and its numbers are true."""
 
+import argparse
 import functools
 import pathlib
 import re
@@ -25,7 +26,8 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
     shallow = functools.partial(keras_dualstream.DualViTS, depths=(1, 1, 1, 1))
     monkeypatch.setattr(keras_dualstream, "DualViTS", shallow)
     state_dict = keras_dualstream.conversion.to_torch_state_dict(randomize(shallow()))
-    torch.save({"state_dict": {name: torch.tensor(array) for name, array in state_dict.items()}}, "dualvit_s_224.pth")
+    tensors = {name: torch.tensor(array) for name, array in state_dict.items()}
+    torch.save({"state_dict": tensors, "args": argparse.Namespace(epochs=300)}, "dualvit_s_224.pth")
     rng = np.random.default_rng(0)
     for index in range(6):
         image = rng.integers(0, 256, (100, 120, 3))

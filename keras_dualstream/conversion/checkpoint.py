@@ -19,8 +19,9 @@ def load_checkpoint(model, mapping):
     """Assigns the tensors of the original PyTorch checkpoint to a model of this package.
 
     Every tensor must have its place and every weight its tensor; otherwise
-    nothing is changed. Batch counters are left out, and so is the checkpoint's
-    head when `model` is a backbone.
+    nothing is changed. Batch counters are left out, and so are the checkpoint's
+    head when `model` is a backbone and TransXNet's position bias when `model` was
+    built with `position_bias=False`.
 
     Args:
         model: a model of one of the builders, or a backbone.
@@ -51,8 +52,9 @@ def load_checkpoint(model, mapping):
     counters = {name for name in mapping if name.endswith(COUNTER)}
     counters = {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in mapping}
     arrays = {name: array for name, array in mapping.items() if name not in counters}
-    if isinstance(model, Backbone):
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(family.HEAD_PREFIXES)}
+    left_out = family.HEAD_PREFIXES if isinstance(model, Backbone) else ()
+    left_out += family.left_out_prefixes(model.backbone)
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(left_out)}
     tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
     _check(tensors, arrays)
     # Converted before the first is assigned: a tensor that is no array leaves the model as it was.
@@ -75,6 +77,7 @@ def to_torch_state_dict(model):
 
     Raises:
         TypeError: if `model` is none of this package's.
+        ValueError: if the original code has no such model (an ablation).
 
     Example:
 

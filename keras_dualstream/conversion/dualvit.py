@@ -75,6 +75,11 @@ SEMANTIC_TOKENS = {
 HEAD_PREFIXES = ("post_network.", "head.", "aux_head.")
 
 
+def left_out_prefixes(backbone):
+    """How the names begin that a backbone leaves out by its options: none."""
+    return ()
+
+
 def checkpoint_tensors(model):
     """Every tensor of the checkpoint that fits this Dual-ViT.
 

@@ -49,6 +49,11 @@ TOKEN_ENHANCER = {
 HEAD_PREFIXES = ("classifier.",)
 
 
+def left_out_prefixes(backbone):
+    """How the names begin that a backbone leaves out by its options: the position bias without it."""
+    return () if backbone.position_bias else ("relative_pos_enc.",)
+
+
 def checkpoint_tensors(model):
     """Every tensor of the checkpoint that fits this TransXNet.
 

@@ -1,5 +1,7 @@
 """Depthwise convolution that is fast under every compiler."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -19,7 +21,8 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         padding: `"valid"`, `"same"`, or the zeros on every side as PyTorch has
             them: an int, a pair `(rows, columns)` or `((top, bottom), (left, right))`.
             Defaults to `"valid"`.
-        **kwargs: the other arguments of `keras.layers.DepthwiseConv2D`.
+        *args: the other arguments of `keras.layers.DepthwiseConv2D`, in its order.
+        **kwargs: the same by name.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`, or
@@ -29,7 +32,8 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         Tensor with `channels · depth_multiplier` channels.
 
     Raises:
-        ValueError: if an argument has none of the values above.
+        ValueError: if an argument has none of the values above, or the map is
+            smaller than the kernel.
 
     Example:
 
@@ -38,9 +42,9 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     (1, 3, 4, 4)
     """
 
-    def __init__(self, kernel_size, strides=(1, 1), padding="valid", **kwargs):
+    def __init__(self, kernel_size, strides=(1, 1), padding="valid", *args, **kwargs):
         explicit = None if isinstance(padding, str) else _zeros(padding)
-        super().__init__(kernel_size, strides=strides, padding="valid" if explicit else padding, **kwargs)
+        super().__init__(kernel_size, strides, "valid" if explicit else padding, *args, **kwargs)
         self.padding = explicit or self.padding
 
     def call(self, inputs):
@@ -67,17 +71,22 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             if shape[first + i] is not None:
                 reach = (self.kernel_size[i] - 1) * self.dilation_rate[i]
                 shape[first + i] = (shape[first + i] + sum(zeros) - reach - 1) // self.strides[i] + 1
+                if shape[first + i] < 1:
+                    raise ValueError(
+                        f"The map with its zeros must not be smaller than the kernel {self.kernel_size}. "
+                        f"Received: input shape {tuple(input_shape)}"
+                    )
         return tuple(shape)
 
 
 def _zeros(padding):
     """`((top, bottom), (left, right))` from an int, a pair of int, or itself."""
     pair = padding if isinstance(padding, (tuple, list)) else (padding, padding)
-    zeros = [(size, size) if isinstance(size, int) else size for size in pair]
+    zeros = [(size, size) if isinstance(size, numbers.Integral) else size for size in pair]
     known = len(zeros) == 2 and all(isinstance(sides, (tuple, list)) and len(sides) == 2 for sides in zeros)
-    if not known or any(not isinstance(size, int) or size < 0 for sides in zeros for size in sides):
+    if not known or any(not isinstance(size, numbers.Integral) or size < 0 for sides in zeros for size in sides):
         raise ValueError(
             "`padding` must be 'valid', 'same', an int, a pair of int or ((top, bottom), (left, right)), none of them "
             f"negative. Received: padding={padding!r}"
         )
-    return tuple(tuple(sides) for sides in zeros)
+    return tuple(tuple(map(int, sides)) for sides in zeros)

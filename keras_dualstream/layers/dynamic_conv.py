@@ -66,6 +66,9 @@ class DyConv(_DynamicConv):
     Returns:
         Tensor of the shape of `x`.
 
+    Raises:
+        ValueError: if `kernel_size` is even or an argument is below 1.
+
     Example:
 
     >>> y = DyConv(kernel_size=3)(keras.ops.ones((2, 7, 9, 8)))
@@ -118,6 +121,9 @@ class DDWConv(_DynamicConv):
 
     Returns:
         Tensor of the shape of `x`.
+
+    Raises:
+        ValueError: if `kernel_size` is even or an argument is below 1.
 
     Example:
 

@@ -33,6 +33,9 @@ class PositionBias(keras.layers.Layer):
     Returns:
         Tensor `(1, num_heads, height · width, ⌈height / sr_ratio⌉ · ⌈width / sr_ratio⌉)`.
 
+    Raises:
+        ValueError: if an argument is below 1.
+
     Example:
 
     >>> x = keras.ops.ones((2, 14, 14, 32))
@@ -105,8 +108,8 @@ class OSRA(keras.layers.Layer):
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `num_heads` does not divide the channels or the bias is of
-            another number of heads.
+        ValueError: if an argument is below 1, `num_heads` does not divide the
+            channels, or the bias is of another number of heads.
 
     Example:
 
@@ -142,7 +145,9 @@ class OSRA(keras.layers.Layer):
         if self.sr_ratio > 1:
             kernel_size, padding = self.sr_ratio, "same"
             if self.overlapping:
-                kernel_size, padding = self.sr_ratio + 3, (self.sr_ratio + 3) // 2
+                # One zero less behind where the kernel is even, so that the map has ⌈size / sr_ratio⌉ positions always.
+                before = (self.sr_ratio + 3) // 2
+                kernel_size, padding = self.sr_ratio + 3, ((before, self.sr_ratio + 2 - before),) * 2
             self.reduce = depthwise(kernel_size, "reduce", policy, padding, strides=self.sr_ratio, use_bias=False)
             self.reduce_norm = batch_normalization("reduce_norm", policy)
             self.refine = depthwise(1, "refine", policy, "valid", use_bias=False)

@@ -9,6 +9,9 @@ from keras_dualstream.layers.initializers import linear_initializer
 def batch_normalization(name, dtype):
     """`BatchNorm2d`: ε = 1e-5, and a tenth of each batch's statistics goes into the running ones.
 
+    As everywhere in Keras, the running variance takes the batch's own variance;
+    PyTorch's takes `n / (n - 1)` times that of `n` values.
+
     Args:
         name: str. Name of the layer.
         dtype: dtype or dtype policy of the layer.

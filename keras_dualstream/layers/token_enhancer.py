@@ -27,6 +27,9 @@ class SqueezedTokenEnhancer(keras.layers.Layer):
     Returns:
         Tensor of the shape of `x`.
 
+    Raises:
+        ValueError: if an argument is below 1.
+
     Example:
 
     >>> y = SqueezedTokenEnhancer()(keras.ops.ones((2, 14, 10, 48)))

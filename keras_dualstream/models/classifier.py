@@ -7,6 +7,7 @@ import keras
 
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.flat_model import FlatModel
+from keras_dualstream.models.flat_model import check_surplus
 from keras_dualstream.models.flat_model import load_layers
 from keras_dualstream.models.image_input import check_pooling
 from keras_dualstream.presets.catalogue import find_weights
@@ -193,6 +194,7 @@ def _default_shape(include_top, data_format):
 
 def _load_pretrained(model, weights_file):
     """Loads the backbone, and of the head what fits; the rest of the head stays new, with a warning."""
+    check_surplus(model, weights_file)
     load_layers(model.backbone.own_layers, weights_file)
     backbone_layers = model.backbone.layers
     new = []

@@ -1,12 +1,10 @@
 """A functional model whose layers are known by name, in its config and in its weights file."""
 
-import contextlib
 import os
 
 import h5py
 import keras
 
-from keras_dualstream.ops.compiler import litert_export
 from keras_dualstream.presets.folder import write_file
 
 
@@ -42,7 +40,7 @@ class FlatModel(keras.Model):
             write_file(filepath, lambda path: keras.saving.save_weights(_by_name(self.layers, _built(self)), path))
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
-        """Loads every layer's weights by the layer's name; what else the file holds is left alone.
+        """Loads every layer's weights by the layer's name; another head in the file is left alone.
 
         Args:
             filepath: path of a `.weights.h5` file of this model, of its
@@ -59,19 +57,9 @@ class FlatModel(keras.Model):
         if not filepath.endswith(".weights.h5"):
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         else:
+            if not skip_mismatch:
+                check_surplus(self, filepath)
             load_layers(self.layers, filepath, optimizer=_built(self), skip_mismatch=skip_mismatch, **kwargs)
-
-    def export(self, filepath, format="tf_saved_model", **kwargs):
-        """`keras.Model.export`, with the operations that the format can hold.
-
-        Args:
-            filepath: path of the folder or file to write.
-            format: str. `"tf_saved_model"`, `"litert"` or another format of
-                `keras.Model.export`. Defaults to `"tf_saved_model"`.
-            **kwargs: other arguments of `keras.Model.export`.
-        """
-        with litert_export() if format == "litert" else contextlib.nullcontext():
-            super().export(filepath, format=format, **kwargs)
 
     def get_config(self):
         return {"name": self.name, "frozen_layers": [layer.name for layer in self.layers if not layer.trainable]}
@@ -99,20 +87,58 @@ def load_layers(layers, filepath, optimizer=None, **kwargs):
     Raises:
         ValueError: if the file is missing, unreadable or does not fit.
     """
-    if not os.path.isfile(filepath):
-        raise ValueError(f"The weights file does not exist. Received: {filepath!r}")
-    try:
-        with h5py.File(filepath, "r") as file:
-            file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
-            optimizer = optimizer if "optimizer" in file else None
-    except Exception as error:
-        raise ValueError(f"The weights file {filepath!r} is damaged or not HDF5. Cause: {error}") from error
+    optimizer = optimizer if "optimizer" in _contents(filepath) else None
     if not _fits(layers, filepath, optimizer, **kwargs):
         misfits = [layer.name for layer in layers if layer.weights and not _fits([layer], filepath, undo=True)]
         raise ValueError(
             f"The weights file {filepath!r} does not fit the model, which is unchanged. Build the model with the "
             f"variant, options and channels that saved the file. Missing or of other shapes: {', '.join(misfits)}"
         )
+
+
+def check_surplus(model, filepath):
+    """Sees to it that no weights of a backbone in the file would be left over.
+
+    Args:
+        model: a `FlatModel`.
+        filepath: path of a `.weights.h5` file that a `FlatModel` saved.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or holds blocks or parts
+            of blocks that the model does not have.
+    """
+    known = {layer.name: len(layer.weights) for layer in model.layers}
+    # A head may differ, and a model without position bias leaves it out on purpose.
+    surplus = [
+        name
+        for name, count in _contents(filepath).items()
+        if count > known.get(name, 0) and name.startswith(("stem", "stage")) and not name.endswith("_position_bias")
+    ]
+    if surplus:
+        raise ValueError(
+            f"The weights file {filepath!r} is of a larger model. Build the model with the variant and options that "
+            f"saved the file. The file has more weights of: {', '.join(surplus)}"
+        )
+
+
+def _contents(filepath):
+    """The number of arrays of every group of a weights file, all of them read once."""
+    if not os.path.isfile(filepath):
+        raise ValueError(f"The weights file does not exist. Received: {filepath!r}")
+    counts = {}
+
+    def read(path, item):
+        if isinstance(item, h5py.Dataset):
+            item[()]
+            name = path.partition("/")[0]
+            counts[name] = counts.get(name, 0) + 1
+
+    try:
+        with h5py.File(filepath, "r") as file:
+            file.visititems(read)
+    except Exception as error:
+        raise ValueError(f"The weights file {filepath!r} is damaged or not HDF5. Cause: {error}") from error
+    return counts
 
 
 def _fits(layers, filepath, optimizer=None, undo=False, **kwargs):

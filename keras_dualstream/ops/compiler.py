@@ -1,11 +1,10 @@
 """What will run the operations that are being traced."""
 
-import contextlib
-import contextvars
+import sys
 
 import keras
 
-_EXPORTING_TO_LITERT = contextvars.ContextVar("exporting_to_litert", default=False)
+LITERT_EXPORTER = "keras.src.export.litert"
 
 
 def compiled_by_xla():
@@ -39,19 +38,15 @@ def _has_gpu():
         return jax.default_backend() != "cpu"
     import tensorflow as tf
 
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
-@contextlib.contextmanager
-def litert_export():
-    """A context in which operations are traced for LiteRT."""
-    token = _EXPORTING_TO_LITERT.set(True)
-    try:
-        yield
-    finally:
-        _EXPORTING_TO_LITERT.reset(token)
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def exporting_to_litert():
-    """Whether the operations that follow are traced in `litert_export()`."""
-    return _EXPORTING_TO_LITERT.get()
+    """Whether Keras' LiteRT exporter traces the operations that follow.
+
+    It tells nobody, neither the model nor the layers, so the callers are looked through.
+    """
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != LITERT_EXPORTER:
+        frame = frame.f_back
+    return frame is not None

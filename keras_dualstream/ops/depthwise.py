@@ -34,13 +34,14 @@ def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(
 
     Returns:
         Tensor with `channels · multiplier` channels.
+
+    Raises:
+        ValueError: if `padding` is another string.
     """
+    _check_padding(padding)
     # TensorFlow's kernel has one stride for both axes.
-    uneven = keras.config.backend() == "tensorflow" and strides[0] != strides[1]
-    if data_format == "channels_last" and kernel.shape[-1] == 1 and (xla_on_cpu() or uneven):
-        taps = ops.transpose(kernel, (0, 1, 3, 2))
-        zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
-        return shifted_products(x, taps, strides, zeros, dilation_rate)
+    if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
+        return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format)
     if keras.config.backend() == "torch":
         sizes = ops.shape(x)[1:3] if data_format == "channels_last" else ops.shape(x)[2:]
         zeros = _zeros(sizes, kernel.shape, strides, padding, dilation_rate)
@@ -78,7 +79,11 @@ def dynamic_depthwise_conv2d(x, kernel, strides=(1, 1), padding="same"):
 
     Returns:
         Tensor `(batch, new_height, new_width, channels)`.
+
+    Raises:
+        ValueError: if `padding` is another string.
     """
+    _check_padding(padding)
     # LiteRT's depthwise convolution must know the number of channels, and with it the batch.
     unknown_batch = not isinstance(ops.shape(x)[0], int)
     if xla_on_cpu() or (unknown_batch and exporting_to_litert()):
@@ -90,6 +95,24 @@ def dynamic_depthwise_conv2d(x, kernel, strides=(1, 1), padding="same"):
     if keras.config.backend() == "torch" and x.shape[1] * x.shape[2] < 400:
         return _batch_in_first_channels(x, kernel, strides, padding)
     return _batch_in_channels(x, kernel, strides, padding)
+
+
+def _check_padding(padding):
+    if isinstance(padding, str) and padding not in ("valid", "same"):
+        raise ValueError(f"`padding` must be 'valid', 'same' or the zeros of each side. Received: padding={padding!r}")
+
+
+def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
+    """`depthwise_conv2d` by shifted products: channels last, and each channel as often as it has kernels."""
+    if data_format == "channels_first":
+        x = ops.transpose(x, (0, 2, 3, 1))
+    height, width, channels, multiplier = kernel.shape
+    if multiplier > 1:
+        x = ops.repeat(x, multiplier, axis=-1)
+    taps = ops.reshape(kernel, (height, width, 1, channels * multiplier))
+    zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
+    y = shifted_products(x, taps, strides, zeros, dilation_rate)
+    return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
 
 
 def _sums_in_half(x):

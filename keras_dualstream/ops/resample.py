@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.float64 import is_float64
 
 # PyTorch's bicubic kernel; Keras' and TensorFlow's resize use -0.5.
@@ -46,8 +47,9 @@ def bicubic_matrix(size, new_size, dtype):
     if isinstance(new_size, int):
         matrix = _bicubic_weights(size, np.arange(new_size), size / new_size, np)
         return ops.convert_to_tensor(matrix, dtype=dtype)
-    scale = size / ops.cast(new_size, "float32")
-    matrix = _bicubic_weights(size, ops.arange(0, new_size, dtype="float32"), scale, ops)
+    exact = "float64" if dtype == "float64" else "float32"
+    scale = size / ops.cast(new_size, exact)
+    matrix = _bicubic_weights(size, ops.cast(ops.arange(0, new_size, dtype="int32"), exact), scale, ops)
     return ops.cast(matrix, dtype)
 
 
@@ -56,12 +58,13 @@ def _bicubic_weights(size, outputs, scale, xp):
     # Two taps beyond each edge can be reached; they read the edge itself.
     taps = np.arange(-2, size + 2)
     edges = np.eye(size)[np.clip(taps, 0, size - 1)]
-    distance = xp.abs(centres[:, None] - taps[None].astype("float32"))
+    exact = np.dtype(keras.backend.standardize_dtype(centres.dtype))
+    distance = xp.abs(centres[:, None] - taps[None].astype(exact))
     a = BICUBIC_A
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = xp.where(distance <= 1, near, xp.where(distance < 2, far, 0.0))
-    return xp.matmul(weights, edges.astype(weights.dtype if xp is np else "float32"))
+    return xp.einsum("ot,ts->os", weights, edges.astype(exact))
 
 
 def bicubic_taps(size, new_size, dtype):
@@ -79,15 +82,19 @@ def bicubic_taps(size, new_size, dtype):
         The pair `(positions, weights)` of shape `(new_size, 4)`: NumPy arrays
         where `new_size` is known, otherwise tensors.
     """
+    dtype = keras.backend.standardize_dtype(dtype)
     if isinstance(new_size, int):
         xp, outputs = np, np.arange(new_size, dtype="int64")
     else:
-        xp, outputs = ops, ops.arange(0, new_size, dtype="int32")
+        # LiteRT does not divide int64; elsewhere int32 would overflow for images above 1300 × 1300.
+        whole = "int32" if exporting_to_litert() else "int64"
+        xp, outputs, new_size = ops, ops.arange(0, new_size, dtype=whole), ops.cast(new_size, whole)
     # The centre (2i + 1) size / (2 new_size) - 1/2 in whole numbers: float32 would lose it on long axes.
     numerator, denominator = (2 * outputs + 1) * size - new_size, 2 * new_size
     first = numerator // denominator
     fraction = numerator - first * denominator
-    fraction = fraction / denominator if xp is np else ops.cast(fraction, "float32") / ops.cast(denominator, "float32")
+    exact = "float64" if dtype == "float64" else "float32"
+    fraction = fraction / denominator if xp is np else ops.cast(fraction, exact) / ops.cast(denominator, exact)
     positions = xp.stack([xp.clip(first + tap, 0, size - 1) for tap in (-1, 0, 1, 2)], axis=-1)
     a = BICUBIC_A
     distances = (1 + fraction, fraction, 1 - fraction, 2 - fraction)

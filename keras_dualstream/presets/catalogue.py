@@ -5,7 +5,10 @@ import os
 from keras_dualstream.presets.folder import read_preset
 
 # Where the published ImageNet-1K checkpoints are announced.
-PUBLISHED = dict.fromkeys(("DualViTS", "DualViTB", "DualViTL"), "https://github.com/YehLi/ImageNetModel")
+PUBLISHED = {
+    "DualViT": "https://github.com/YehLi/ImageNetModel",
+    "TransXNet": "https://github.com/LMMMEng/TransXNet",
+}
 
 
 def find_weights(weights, variant):
@@ -25,9 +28,9 @@ def find_weights(weights, variant):
         return None
     if weights == "imagenet":
         raise ValueError(
-            f"The ImageNet weights of {variant} are published only where programs cannot download them. Get the "
-            f"PyTorch checkpoint by the links at {PUBLISHED[variant]}, read it with `torch.load` and pass its "
-            "tensors to `keras_dualstream.conversion.load_checkpoint(model, state_dict)`. "
+            f"The ImageNet weights of {variant} are published as a PyTorch checkpoint, to be converted once. Get it by "
+            f"the links at {PUBLISHED[variant[:-1]]}, read it with `torch.load` and pass its tensors to "
+            "`keras_dualstream.conversion.load_checkpoint(model, state_dict)`. "
             "Received: weights='imagenet'"
         )
     if isinstance(weights, (str, os.PathLike)):

@@ -1,6 +1,7 @@
 """DepthwiseConv2D is Keras' own, computed otherwise."""
 
 import keras
+import numpy as np
 import pytest
 from helpers import images
 from helpers import relative_error
@@ -25,3 +26,24 @@ def test_equals_keras(options):
     keras_own.set_weights(ours.get_weights())
     assert relative_error(found, keras_own(x)) < 1e-6
     assert ours.get_config().keys() == keras_own.get_config().keys()
+
+
+def test_takes_its_arguments_in_the_order_of_keras():
+    ours, keras_own = DepthwiseConv2D(3, (1, 1), "same", 2), keras.layers.DepthwiseConv2D(3, (1, 1), "same", 2)
+    assert {**ours.get_config(), "name": ""} == {**keras_own.get_config(), "name": ""}
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("padding", [1, np.int64(2), (0, 2), ((0, 1), (2, 0))])
+def test_explicit_padding_survives_the_config_and_gives_the_shape(padding, data_format):
+    layer = DepthwiseConv2D(3, strides=2, padding=padding, data_format=data_format)
+    restored = DepthwiseConv2D.from_config(layer.get_config())
+    assert restored.padding == layer.padding
+    x = images(2, 9, 12, 7)
+    assert tuple(restored(x).shape) == restored.compute_output_shape(x.shape)
+
+
+def test_a_map_smaller_than_the_kernel_is_named():
+    layer = DepthwiseConv2D(7, padding=1, data_format="channels_last")
+    with pytest.raises(ValueError, match=r"must not be smaller than the kernel \(7, 7\).*Received: .*\(1, 3, 9, 4\)"):
+        layer.compute_output_shape((1, 3, 9, 4))

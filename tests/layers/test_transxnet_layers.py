@@ -236,3 +236,12 @@ def test_a_mistake_is_named(mistake):
     make, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("sr_ratio", [2, 3, 5])
+def test_the_reduced_map_has_the_keys_of_the_position_bias(sr_ratio):
+    x = images(1, 10, 13, CHANNELS)
+    attention = built(layers.OSRA(2, sr_ratio), x.shape)
+    reduced = attention.reduce.compute_output_shape(x.shape)
+    bias = layers.PositionBias(2, 10, 13, sr_ratio)
+    assert bias.compute_output_shape(x.shape)[-1] == reduced[1] * reduced[2]

@@ -233,7 +233,10 @@ ERRORS = {
         dict(weights="missing.weights.h5"),
         "`weights` must be None, the path of an existing `.weights.h5` file",
     ),
-    "imagenet": (dict(weights="imagenet"), "programs cannot download them. Get the PyTorch checkpoint .*ImageNetModel"),
+    "imagenet": (
+        dict(weights="imagenet"),
+        "published as a PyTorch checkpoint, to be converted once. Get it .*ImageNetModel",
+    ),
     "classes zero": (dict(classes=0), "number of classes must be a positive int. Received: 0"),
     "classes type": (dict(classes="ten"), "number of classes must be a positive int. Received: 'ten'"),
     "pooling": (dict(pooling="mean"), "`pooling` must be None, 'avg' or 'max'. Received: pooling='mean'"),

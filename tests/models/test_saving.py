@@ -194,6 +194,14 @@ def test_weights_of_another_variant_are_refused(tmp_path):
     assert_same(model, before)
 
 
+@pytest.mark.parametrize("load", ["load_weights", "weights="])
+def test_weights_of_a_deeper_model_are_refused(load, tmp_path):
+    path = str(tmp_path / "a.weights.h5")
+    tiny_model(depths=(1, 1, 2, 2)).save_weights(path)
+    with pytest.raises(ValueError, match="is of a larger model.* has more weights of: stage4_block2$"):
+        tiny_model(weights=path) if load == "weights=" else tiny_model().load_weights(path)
+
+
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.weights.h5"
     model = tiny_model()

@@ -209,10 +209,18 @@ def test_a_multiplier_gives_each_channel_several():
         assert relative_error(found[..., m], expected) < 1e-6
 
 
-@pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="TensorFlow convolves channels-first on GPU only")
-def test_channels_first_is_the_transpose():
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("padding", ["same", ((0, 2), (1, 1))])
+def test_channels_first_is_the_transpose(padding, multiplier):
     rng = np.random.default_rng(0)
-    x, kernel = rng.standard_normal((1, 5, 6, 3)).astype("float32"), rng.standard_normal((3, 3, 3, 1)).astype("float32")
-    found = depthwise_conv2d(x.transpose(0, 3, 1, 2), kernel, padding="same", data_format="channels_first")
-    expected = depthwise_conv2d(x, kernel, padding="same")
+    x = rng.standard_normal((1, 5, 6, 3)).astype("float32")
+    kernel = rng.standard_normal((3, 3, 3, multiplier)).astype("float32")
+    found = depthwise_conv2d(x.transpose(0, 3, 1, 2), kernel, padding=padding, data_format="channels_first")
+    expected = depthwise_conv2d(x, kernel, padding=padding)
     assert relative_error(ops.transpose(found, (0, 2, 3, 1)), expected) < 1e-6
+
+
+@pytest.mark.parametrize("convolve", [depthwise_conv2d, dynamic_depthwise_conv2d])
+def test_an_unknown_padding_is_named(convolve):
+    with pytest.raises(ValueError, match="`padding` must be 'valid', 'same' .* Received: padding='causal'"):
+        convolve(np.ones((1, 5, 6, 3), "float32"), np.ones((1, 3, 3, 3), "float32"), padding="causal")

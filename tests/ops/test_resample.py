@@ -6,6 +6,7 @@ import pytest
 from helpers import relative_error
 
 from keras_dualstream.ops.resample import adaptive_average_pool
+from keras_dualstream.ops.resample import bicubic_taps
 from keras_dualstream.ops.resample import resize_bicubic
 
 
@@ -51,6 +52,15 @@ def pool_by_torch(x, height, width):
 
     pooled = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), (height, width))
     return pooled.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
+def test_a_long_axis_unknown_while_tracing_does_not_overflow():
+    import tensorflow as tf
+
+    traced = tf.function(lambda new: bicubic_taps(9216, new, "float64"), input_signature=[tf.TensorSpec((), "int32")])
+    for found, expected in zip(traced(120000), bicubic_taps(9216, 120000, "float64"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(14, 21), (9, 11), (7, 7), (1, 1), (3, 20), (5, 30)])
