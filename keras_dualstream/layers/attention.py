@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 
 
@@ -33,7 +32,7 @@ class _MultiHead(keras.layers.Layer):
             self.projection = self._linear(channels, "projection", input_shape)
 
     def _linear(self, units, name, input_shape):
-        layer = Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        layer = linear(units, name, self.dtype_policy)
         layer.build(input_shape)
         return layer
 

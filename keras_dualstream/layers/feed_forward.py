@@ -3,10 +3,9 @@
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
-from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.gelu import gelu
 
 
@@ -49,7 +48,7 @@ class FeedForward(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         hidden_shape = (*input_shape[:-1], int(channels * self.mlp_ratio))
-        self.expand = self._linear(hidden_shape[-1], "expand")
+        self.expand = linear(hidden_shape[-1], "expand", self.dtype_policy)
         self.expand.build(input_shape)
         self.depthwise = None
         if self.kernel_size is not None:
@@ -62,12 +61,9 @@ class FeedForward(keras.layers.Layer):
                 dtype=self.dtype_policy,
             )
             self.depthwise.build(hidden_shape)
-        self.reduce = self._linear(channels, "reduce")
+        self.reduce = linear(channels, "reduce", self.dtype_policy)
         self.reduce.build(hidden_shape)
         keep_frozen(self)
-
-    def _linear(self, units, name):
-        return Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
 
     def call(self, x):
         x = self.expand(x)

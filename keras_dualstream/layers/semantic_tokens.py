@@ -3,10 +3,10 @@
 import keras
 from keras import ops
 
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.resample import resize_bicubic
@@ -73,7 +73,7 @@ class SemanticTokens(keras.layers.Layer):
         keep_frozen(self)
 
     def _linear(self, units, name, input_shape, activation=None):
-        layer = Dense(units, activation, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        layer = linear(units, name, self.dtype_policy, activation=activation)
         layer.build(input_shape)
         return layer
 

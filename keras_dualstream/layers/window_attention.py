@@ -4,9 +4,9 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.attention import check_heads
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.windows import merge
 from keras_dualstream.ops.windows import partition
@@ -70,7 +70,7 @@ class WindowAttention(keras.layers.Layer):
         keep_frozen(self)
 
     def _linear(self, units, name, channels):
-        layer = Dense(units, kernel_initializer=linear_initializer(), name=name, dtype=self.dtype_policy)
+        layer = linear(units, name, self.dtype_policy)
         layer.build((None, None, channels))
         return layer
 

@@ -8,13 +8,12 @@ from keras_dualstream.layers.class_block import ClassBlock
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.dual_block import SEMANTIC_STEPS
 from keras_dualstream.layers.dual_block import DualBlock
-from keras_dualstream.layers.float64 import BatchNormalization
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.initializers import conv_initializer
-from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.merge_block import MergeBlock
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
+from keras_dualstream.layers.pytorch_defaults import batch_normalization
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.semantic_tokens import SemanticTokens
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
@@ -173,10 +172,10 @@ class DualViTBackbone(Backbone):
         z = self.semantic_outputs["S5"]
         token = ClassBlock(self.num_heads[-1], name="class_block", **layer_options)(self.last_block_output, z)
         token = self.get_layer("stage4_norm")(token)
-        logits = _linear(num_classes, "classifier", **layer_options)(token)
+        logits = linear(num_classes, "classifier", **layer_options)(token)
         if not token_label_head:
             return logits, {"logits": logits}
-        token_logits = _linear(num_classes, "token_classifier", **layer_options)(self.features)
+        token_logits = linear(num_classes, "token_classifier", **layer_options)(self.features)
         strongest = keras.layers.GlobalMaxPooling2D(
             data_format="channels_last", name="token_classifier_max", **layer_options
         )(token_logits)
@@ -200,7 +199,7 @@ def _stem(x, channels, dtype):
             dtype=dtype,
             name=f"stem_conv{index}",
         )(x)
-        x = BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"stem_norm{index}")(x)
+        x = batch_normalization(f"stem_norm{index}", dtype)(x)
         x = keras.layers.ReLU(dtype=dtype, name=f"stem_relu{index}")(x)
     return x
 
@@ -209,12 +208,8 @@ def _semantic_embedding(x, z, stage, dtype):
     """Semantic tokens of a stage: made from the map at first, then projected to its channels."""
     if z is None:
         return SemanticTokens(name=f"{stage}_semantic_tokens", dtype=dtype)(x)
-    z = _linear(x.shape[-1], f"{stage}_semantic_embedding", dtype)(z)
+    z = linear(x.shape[-1], f"{stage}_semantic_embedding", dtype)(z)
     return _norm(f"{stage}_semantic_embedding_norm", dtype, epsilon=1e-5)(z)
-
-
-def _linear(units, name, dtype):
-    return Dense(units, kernel_initializer=linear_initializer(), dtype=dtype, name=name)
 
 
 def _norm(name, dtype, epsilon=1e-6):

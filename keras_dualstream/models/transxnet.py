@@ -3,12 +3,12 @@
 import keras
 
 from keras_dualstream.layers.drop_path import drop_path_rates
-from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.group_normalization import GroupNormalization
-from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.osra import PositionBias
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
+from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
@@ -180,8 +180,7 @@ class TransXNetBackbone(Backbone):
         layer_options = dict(dtype=self.dtype_policy)
         x = GroupNormalization(name="norm", **layer_options)(self.features)
         x = GlobalAveragePooling2D(data_format="channels_last", name="pool", **layer_options)(x)
-        classifier = Dense(num_classes, kernel_initializer=linear_initializer(), name="classifier", **layer_options)
-        logits = classifier(x)
+        logits = linear(num_classes, "classifier", self.dtype_policy)(x)
         return logits, {"logits": logits}
 
 
