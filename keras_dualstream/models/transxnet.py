@@ -5,9 +5,9 @@ import keras
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.group_normalization import GroupNormalization
+from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.osra import PositionBias
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
-from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models.backbone import Backbone
