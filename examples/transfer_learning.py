@@ -226,13 +226,18 @@ def train(model, train_data, validation_data, epochs, learning_rate):
     """Compiles with AdamW under a warm-up and a cosine decay, and fits; returns the history."""
     import keras
 
+    steps = epochs * len(train_data)
     decay = keras.optimizers.schedules.CosineDecay(
-        0.0, max(epochs - 1, 1), warmup_target=learning_rate, warmup_steps=min(epochs - 1, 1)
+        0.0, max(steps - steps // 10, 1), warmup_target=learning_rate, warmup_steps=steps // 10
     )
-    # Set by a callback, at the middle of each epoch: of a schedule in the optimizer, TensorFlow would trace a copy for
-    # every weight, which takes as long as the training.
-    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: float(decay(epoch + 0.5)))
-    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=0.02, global_clipnorm=1.0)
+
+    def set_learning_rate(_, logs=None):
+        model.optimizer.learning_rate = float(decay(int(model.optimizer.iterations)))
+
+    # Set by a callback: of a schedule in the optimizer, TensorFlow would trace a copy for every weight, which takes as
+    # long as the training.
+    schedule = keras.callbacks.LambdaCallback(on_train_batch_begin=set_learning_rate)
+    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=0.02, clipnorm=1.0)
     # With its variables made before, TensorFlow traces the first step once instead of twice.
     optimizer.build(model.trainable_variables)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -265,11 +270,11 @@ def run(arguments, output):
             )
         return to_dataset(task_images[indices], task_labels[indices], training)
 
-    def build(classes):
+    def build(**options):
         keras.utils.set_random_seed(1)
         # Branches that start at a tenth of their strength suit a short training better than the papers' millionth.
         try:
-            return builder(input_shape=images.shape[1:], classes=classes, layer_scale_init_value=0.1)
+            return builder(input_shape=images.shape[1:], layer_scale_init_value=0.1, **options)
         except ValueError as error:
             raise Problem(
                 f"{arguments.model} cannot be built with --image-size {arguments.image_size}: {error}"
@@ -277,7 +282,7 @@ def run(arguments, output):
 
     results, histories = {}, {}
     heading(1, f"Training {arguments.model} on {', '.join(names[:half])}")
-    model = build(half)
+    model = build(classes=half)
     histories["trained from nothing"] = train(
         model, dataset("source", 0, training=True), dataset("source", 1), arguments.epochs, 1e-3
     )
@@ -286,19 +291,22 @@ def run(arguments, output):
     model.save_weights(weights)
 
     few = dataset("target", 0, training=True, most=arguments.labelled)
-    head_epochs = 2 * arguments.epochs
+    head_epochs = 3 * arguments.epochs // 2
     titles = {"untrained": "frozen untrained backbone", "transferred": "frozen transferred backbone"}
     for step, (kind, title) in enumerate(titles.items(), 2):
         heading(step, f"A new head for {', '.join(names[half:])} on a {title}, {arguments.labelled} images of each")
-        model = build(len(names) - half)
+        backbone = build(include_top=False, pooling="avg")
         if kind == "transferred":
-            model.backbone.load_weights(weights)
-        model.backbone.trainable = False
-        histories[title] = train(model, few, dataset("target", 1), head_epochs, 1e-3)
+            backbone.load_weights(weights)
+        backbone.trainable = False
+        features = keras.layers.BatchNormalization(momentum=0.9, name="new_norm")(backbone.output)
+        predictions = keras.layers.Dense(len(names) - half, activation="softmax", name="new_head")(features)
+        model = keras.Model(backbone.input, predictions)
+        histories[title] = train(model, few, dataset("target", 1), head_epochs, 1e-2)
         results[f"{names[half]} to {names[-1]}, {title}"] = accuracy(model, dataset("target", 2))
 
     heading(4, "Fine-tuning all of it")
-    model.backbone.trainable = True
+    backbone.trainable = True
     histories["fine-tuned"] = train(model, few, dataset("target", 1), arguments.epochs, 3e-4)
     results[f"{names[half]} to {names[-1]}, fine-tuned"] = accuracy(model, dataset("target", 2))
 
