@@ -141,7 +141,8 @@ def test_float64_training_follows_the_reference(variant, float64):
     np.testing.assert_allclose(found, expected["grad_norms"], rtol=1e-6, atol=1e-14 * expected["grad_norms"].max())
 
 
-@pytest.mark.parametrize("variant", TRAINED)
+# JAX compiles TransXNet's step for a minute and a half; `make parity` has it.
+@pytest.mark.parametrize("variant", [TRAINED[0], pytest.param(TRAINED[1], marks=pytest.mark.slow)])
 def test_float32_training_follows_the_reference_at_first(variant):
     losses, _, expected = train(variant, "float32", steps=2)
     np.testing.assert_allclose(losses, expected["losses"][:2], rtol=1e-3)
