@@ -15,7 +15,7 @@ from keras_dualstream import layers
 
 MAP, TOKENS, PIXELS = (5, 9, 8), (6, 8), (45, 8)
 
-# One row a layer: how to make it with no argument at its default, and the shapes of its inputs.
+# One row a layer: how to make it, most arguments away from their defaults, and the shapes of its inputs.
 LAYERS = {
     "Attention": (lambda **kw: layers.Attention(2, use_projection=False, **kw), [TOKENS, PIXELS]),
     "ClassBlock": (lambda **kw: layers.ClassBlock(2, mlp_ratio=3.0, epsilon=1e-4, **kw), [MAP, TOKENS]),
