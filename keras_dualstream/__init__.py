@@ -3,6 +3,10 @@
 from keras_dualstream import conversion
 from keras_dualstream import layers
 from keras_dualstream.models.classifier import ImageClassifier
+from keras_dualstream.models.dfvt import DFvTB
+from keras_dualstream.models.dfvt import DFvTBackbone
+from keras_dualstream.models.dfvt import DFvTS
+from keras_dualstream.models.dfvt import DFvTT
 from keras_dualstream.models.dualvit import DualViTB
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.dualvit import DualViTL
@@ -15,6 +19,10 @@ from keras_dualstream.models.transxnet import TransXNetT
 __version__ = "0.1.0"
 
 __all__ = [
+    "DFvTB",
+    "DFvTBackbone",
+    "DFvTS",
+    "DFvTT",
     "DualViTB",
     "DualViTBackbone",
     "DualViTL",

@@ -2,14 +2,16 @@
 
 import numpy as np
 
+from keras_dualstream.conversion import dfvt
 from keras_dualstream.conversion import dualvit
 from keras_dualstream.conversion import transxnet
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
+from keras_dualstream.models.dfvt import DFvTBackbone
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.transxnet import TransXNetBackbone
 
-FAMILIES = {DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
+FAMILIES = {DFvTBackbone: dfvt, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 
 # PyTorch counts batches beside each BatchNorm; nothing reads the count at a fixed momentum.
 COUNTER = ".num_batches_tracked"
@@ -19,7 +21,8 @@ def load_checkpoint(model, mapping):
     """Assigns the tensors of the original PyTorch checkpoint to a model of this package.
 
     Every tensor must have its place and every weight its tensor; otherwise
-    nothing is changed. Batch counters are left out, and so are the checkpoint's
+    nothing is changed. Batch counters and DFvT's tables of window positions,
+    which follow from the sizes, are left out, and so are the checkpoint's
     head when `model` is a backbone and TransXNet's position bias when `model` was
     built with `position_bias=False`.
 
@@ -52,6 +55,7 @@ def load_checkpoint(model, mapping):
     counters = {name for name in mapping if name.endswith(COUNTER)}
     counters = {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in mapping}
     arrays = {name: array for name, array in mapping.items() if name not in counters}
+    arrays = {name: array for name, array in arrays.items() if not family.is_derived(name)}
     left_out = family.HEAD_PREFIXES if isinstance(model, Backbone) else ()
     left_out += family.left_out_prefixes(model.backbone)
     arrays = {name: array for name, array in arrays.items() if not name.startswith(left_out)}
@@ -86,12 +90,12 @@ def to_torch_state_dict(model):
     >>> keras_dualstream.conversion.to_torch_state_dict(model)["patch_embed1.proj.weight"].shape
     (8, 32, 3, 3)
     """
-    state_dict = {}
-    for tensor in _family(model).checkpoint_tensors(model):
+    state_dict, family = {}, _family(model)
+    for tensor in family.checkpoint_tensors(model):
         state_dict[tensor.name] = tensor.to_torch()
         if tensor.name.endswith(".running_var"):
             state_dict[tensor.name.removesuffix(".running_var") + COUNTER] = np.zeros((), "int64")
-    return state_dict
+    return {**state_dict, **family.derived_tensors(model)}
 
 
 def _family(model):

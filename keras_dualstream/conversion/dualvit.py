@@ -80,6 +80,16 @@ def left_out_prefixes(backbone):
     return ()
 
 
+def is_derived(name):
+    """Whether the checkpoint's tensor follows from the options of the model: none does."""
+    return False
+
+
+def derived_tensors(model):
+    """The checkpoint's tensors that follow from the options of the model: none does."""
+    return {}
+
+
 def checkpoint_tensors(model):
     """Every tensor of the checkpoint that fits this Dual-ViT.
 

@@ -91,6 +91,20 @@ def tensors_inside(layer, prefix, names, pointwise=False):
     return tensors
 
 
+def check_published(backbone, what, published):
+    """Raises a `ValueError` unless a backbone has the options of the published ones.
+
+    Args:
+        backbone: a `Backbone`.
+        what: str. What these options give, for the error.
+        published: dict of options.
+    """
+    config = backbone.get_config()
+    other = {name: config[name] for name, value in published.items() if config[name] != value}
+    if other:
+        raise ValueError(f"Checkpoints have {what}; build the model with {published}. Received: {other}")
+
+
 def _part(layer, name):
     """An attribute of a layer, or an item of a list of layers."""
     return layer[int(name)] if name.isdigit() else getattr(layer, name)

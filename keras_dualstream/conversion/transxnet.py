@@ -1,6 +1,7 @@
 """Where TransXNet's checkpoint keeps what."""
 
 from keras_dualstream.conversion.porters import Tensor
+from keras_dualstream.conversion.porters import check_published
 from keras_dualstream.conversion.porters import tensors_inside
 from keras_dualstream.conversion.porters import tensors_of
 
@@ -54,6 +55,16 @@ def left_out_prefixes(backbone):
     return () if backbone.position_bias else ("relative_pos_enc.",)
 
 
+def is_derived(name):
+    """Whether the checkpoint's tensor follows from the options of the model: none does."""
+    return False
+
+
+def derived_tensors(model):
+    """The checkpoint's tensors that follow from the options of the model: none does."""
+    return {}
+
+
 def checkpoint_tensors(model):
     """Every tensor of the checkpoint that fits this TransXNet.
 
@@ -68,7 +79,11 @@ def checkpoint_tensors(model):
         ValueError: if no checkpoint has the model's layers.
     """
     backbone = model.backbone
-    _check_published(backbone)
+    check_published(
+        backbone,
+        "IDConv, the squeezed token enhancer and attention in half of the channels",
+        dict(local_operator="id_conv", token_enhancer=True, attention_ratio=0.5),
+    )
     tensors = []
     for stage, depth in enumerate(backbone.depths):
         # The checkpoint counts embeddings and stages alike in one list.
@@ -84,17 +99,6 @@ def checkpoint_tensors(model):
         tensors += tensors_of(model.get_layer("norm"), "classifier.0")
         tensors += tensors_of(model.get_layer("classifier"), "classifier.2", pointwise=True)
     return tensors
-
-
-def _check_published(backbone):
-    published = dict(local_operator="id_conv", token_enhancer=True, attention_ratio=0.5)
-    config = backbone.get_config()
-    other = {name: config[name] for name, value in published.items() if config[name] != value}
-    if other:
-        raise ValueError(
-            "Checkpoints of TransXNet have IDConv, the squeezed token enhancer and attention in half of the channels; "
-            f"build the model with {published}. Received: {other}"
-        )
 
 
 def _block_tensors(block, prefix):

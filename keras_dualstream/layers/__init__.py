@@ -3,8 +3,11 @@
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.attention import SelfAttention
 from keras_dualstream.layers.class_block import ClassBlock
+from keras_dualstream.layers.context_module import ContextModule
 from keras_dualstream.layers.d_mixer import DMixer
+from keras_dualstream.layers.dane import DANE
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
+from keras_dualstream.layers.dfvt_block import DFvTBlock
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.dual_block import DualBlock
 from keras_dualstream.layers.dual_block import SemanticPathway
@@ -20,6 +23,7 @@ from keras_dualstream.layers.osra import OSRA
 from keras_dualstream.layers.osra import PositionBias
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.semantic_tokens import SemanticTokens
+from keras_dualstream.layers.spatial_module import SpatialModule
 from keras_dualstream.layers.token_enhancer import SqueezedTokenEnhancer
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.layers.window_attention import WindowAttention
@@ -27,7 +31,10 @@ from keras_dualstream.layers.window_attention import WindowAttention
 __all__ = [
     "Attention",
     "ClassBlock",
+    "ContextModule",
+    "DANE",
     "DDWConv",
+    "DFvTBlock",
     "DMixer",
     "DepthwiseConv2D",
     "DropPath",
@@ -45,6 +52,7 @@ __all__ = [
     "SelfAttention",
     "SemanticPathway",
     "SemanticTokens",
+    "SpatialModule",
     "SqueezedTokenEnhancer",
     "TransXNetBlock",
     "WindowAttention",

@@ -26,8 +26,9 @@ class PatchEmbedding(keras.layers.Layer):
         kernel_size: int. Defaults to `3`.
         strides: int. Defaults to `2`.
         epsilon: float. Epsilon of the normalisation. Defaults to `1e-5`.
-        normalization: `"layer"` or `"batch"`. Batch normalisation follows a
-            convolution without bias. Defaults to `"layer"`.
+        normalization: `"layer"` or `"batch"`. Defaults to `"layer"`.
+        use_bias: bool. Whether the convolution has a bias; `None` for one
+            before layer normalisation only. Defaults to `None`.
         kernel_initializer: initializer of the convolution's kernel. Defaults to
             normal with variance `2 / fan_out`.
 
@@ -57,6 +58,7 @@ class PatchEmbedding(keras.layers.Layer):
         strides=2,
         epsilon=1e-5,
         normalization="layer",
+        use_bias=None,
         kernel_initializer=None,
         **kwargs,
     ):
@@ -68,6 +70,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.strides = strides
         self.epsilon = epsilon
         self.normalization = normalization
+        self.use_bias = normalization == "layer" if use_bias is None else use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer or conv_initializer())
         options = {"dtype": self.dtype_policy}
         self.pad = keras.layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", name="pad", **options)
@@ -76,7 +79,7 @@ class PatchEmbedding(keras.layers.Layer):
             kernel_size,
             strides=strides,
             data_format="channels_last",
-            use_bias=normalization == "layer",
+            use_bias=self.use_bias,
             kernel_initializer=self.kernel_initializer,
             name="projection",
             **options,
@@ -105,5 +108,6 @@ class PatchEmbedding(keras.layers.Layer):
             "strides": self.strides,
             "epsilon": self.epsilon,
             "normalization": self.normalization,
+            "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

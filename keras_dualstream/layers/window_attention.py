@@ -8,25 +8,32 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
+from keras_dualstream.ops.windows import fill_windows
 from keras_dualstream.ops.windows import merge
 from keras_dualstream.ops.windows import partition
 from keras_dualstream.ops.windows import relative_position_index
-
-# Leaves nothing of a padded key after the softmax, and is a number in float16.
-MASKED = -3e4
+from keras_dualstream.ops.windows import roll
+from keras_dualstream.ops.windows import window_and_shift
+from keras_dualstream.ops.windows import window_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class WindowAttention(keras.layers.Layer):
     """Multi-head self-attention inside windows, with a bias per relative position.
 
-    `y = Linear(softmax(q kᵀ / √d + B) v)` in every window on its own. A map that
-    is no whole number of windows is padded right and bottom; what is padded is
-    never attended to.
+    `y = Linear(softmax(q kᵀ / √d + B) v)` in every window on its own. With a
+    shift the windows start `shift_size` rows and columns further, and what lies
+    on either side of the map's end attends only to its own side.
+
+    A map that is no whole number of windows is padded right and bottom; what is
+    padded is never attended to. A map no larger than the window in one direction
+    has windows of its smaller side and no shift; they read the middle of the
+    table of biases.
 
     Args:
         num_heads: int. Heads; divides the channels.
         window_size: int. Rows and columns of a window. Defaults to `7`.
+        shift_size: int, smaller than `window_size`. Defaults to `0`.
 
     Call arguments:
         x: float tensor `(batch, height, width, channels)`.
@@ -35,7 +42,7 @@ class WindowAttention(keras.layers.Layer):
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `num_heads` does not divide the channels.
+        ValueError: if `num_heads` does not divide the channels, or a size is out of its range.
 
     Example:
 
@@ -47,15 +54,21 @@ class WindowAttention(keras.layers.Layer):
         Liu et al., "Swin Transformer", section 3.2 (2021).
     """
 
-    def __init__(self, num_heads, window_size=7, **kwargs):
+    def __init__(self, num_heads, window_size=7, shift_size=0, **kwargs):
         super().__init__(**kwargs)
         if min(num_heads, window_size) < 1:
             raise ValueError(
                 "`num_heads` and `window_size` must be at least 1. "
                 f"Received: num_heads={num_heads}, window_size={window_size}"
             )
+        if not 0 <= shift_size < window_size:
+            raise ValueError(
+                "`shift_size` must be at least 0 and smaller than `window_size`. "
+                f"Received: shift_size={shift_size}, window_size={window_size}"
+            )
         self.num_heads = num_heads
         self.window_size = window_size
+        self.shift_size = shift_size
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -75,28 +88,31 @@ class WindowAttention(keras.layers.Layer):
         return layer
 
     def call(self, x):
-        window = (self.window_size, self.window_size)
         _, height, width, _ = ops.shape(x)
-        # Written so that it is right in ONNX too, where the remainder of a negative number is negative.
-        bottom, right = ((self.window_size - size % self.window_size) % self.window_size for size in (height, width))
-        pads = [(0, 0), (0, bottom), (0, right), (0, 0)]
-        bias = self._relative_bias(window)
-        if not (isinstance(bottom, int) and isinstance(right, int) and bottom == right == 0):
-            inside = partition(ops.pad(ops.ones_like(x[..., :1]), pads), window)
-            bias = bias + ops.reshape((1 - inside) * MASKED, (-1, 1, 1, window[0] * window[1]))
-            x = ops.pad(x, pads)
-        query, key, value = ops.split(self.query_key_value(partition(x, window)), 3, axis=-1)
+        window, shift = window_and_shift(height, width, self.window_size, self.shift_size)
+        bias, mask = self._relative_bias(window), window_mask(x, window, shift)
+        bias = bias if mask is None else bias + mask
+        whole = roll(fill_windows(x, window), shift)
+        query, key, value = ops.split(self.query_key_value(partition(whole, window)), 3, axis=-1)
         windows = self.projection(multi_head_attention(query, key, value, self.num_heads, bias))
-        return merge(windows, window, height + bottom, width + right)[:, :height, :width]
+        y = merge(windows, window, *ops.shape(whole)[1:3])
+        return roll(y, -shift)[:, :height, :width]
 
     def _relative_bias(self, window):
-        index = relative_position_index(window)
-        bias = ops.take(self.bias_table, index.ravel().astype("int32"), axis=0)
-        bias = ops.reshape(bias, (1, *index.shape, self.num_heads))
-        return ops.transpose(bias, (0, 3, 1, 2))
+        """`(1, num_heads, window², window²)` from the middle of the table."""
+        index = relative_position_index(self.window_size)
+        index = index if isinstance(window, int) else ops.convert_to_tensor(index)
+        index = index[:window, :window, :window, :window]
+        bias = ops.take(self.bias_table, ops.reshape(index, (-1,)), axis=0)
+        return ops.reshape(ops.transpose(bias), (1, self.num_heads, window * window, window * window))
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "num_heads": self.num_heads, "window_size": self.window_size}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "window_size": self.window_size,
+            "shift_size": self.shift_size,
+        }

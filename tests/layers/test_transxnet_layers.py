@@ -168,29 +168,6 @@ def test_gradients_are_the_same_in_pieces(biased, monkeypatch):
         np.testing.assert_allclose(pieces, whole, rtol=2e-4, atol=1e-7)
 
 
-def test_window_attention_never_sees_the_padding():
-    """The part of a window that lies inside the map attends as if it were all there is."""
-    layer = built(layers.WindowAttention(2, 3))
-    x = images(1, 4, 5, CHANNELS)
-    found = to_numpy(compiled(layer)(x))
-    bias = to_numpy(layer.bias_table)
-    for rows in (slice(0, 3), slice(3, 4)):
-        for columns in (slice(0, 3), slice(3, 5)):
-            window = x[:, rows, columns]
-            height, width = window.shape[1:3]
-            positions = [(i, j) for i in range(height) for j in range(width)]
-            index = [[5 * (a - c + 2) + b - d + 2 for c, d in positions] for a, b in positions]
-            tokens = window.reshape(-1, CHANNELS) @ to_numpy(layer.query_key_value.kernel)
-            q, k, v = np.split(tokens + to_numpy(layer.query_key_value.bias), 3, axis=-1)
-            heads = []
-            for head, channels in enumerate((slice(0, 8), slice(8, 16))):
-                scores = q[:, channels] @ k[:, channels].T / np.sqrt(8) + bias[index, head]
-                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                heads.append(weights / weights.sum(axis=-1, keepdims=True) @ v[:, channels])
-            y = np.concatenate(heads, axis=-1) @ to_numpy(layer.projection.kernel) + to_numpy(layer.projection.bias)
-            assert relative_error(found[:, rows, columns].reshape(-1, CHANNELS), y) < 1e-5
-
-
 MISTAKES = {
     "even kernel": (lambda: layers.IDConv(4), "`kernel_size` must be odd and positive. Received: kernel_size=4"),
     "no group": (lambda: layers.IDConv(num_groups=0), "`num_groups` and `reduction_ratio` must be at least 1"),

@@ -18,6 +18,9 @@ from keras_dualstream.conversion.checkpoint import FAMILIES
 
 # By the name of the reference: the builder, its options, and the sizes with known outputs.
 VARIANTS = {
+    "dfvt_t": ("DFvTT", {}, ["2x224x224", "1x448x448"]),
+    "dfvt_s": ("DFvTS", {}, ["2x224x224", "1x448x448"]),
+    "dfvt_b": ("DFvTB", {}, ["2x224x224"]),
     "dualvit_s": ("DualViTS", {}, ["2x224x224", "1x256x320"]),
     "dualvit_s_no_token_label": ("DualViTS", {"token_label_head": False}, ["2x224x224", "1x256x320"]),
     "dualvit_b": ("DualViTB", {}, ["2x224x224"]),
@@ -27,21 +30,14 @@ VARIANTS = {
     "transxnet_b": ("TransXNetB", {}, ["2x224x224"]),
 }
 CASES = [(variant, size) for variant, (_, _, sizes) in VARIANTS.items() for size in sizes]
-# What takes minutes to compile and shows nothing that the others do not is left to `make parity`: of the middle sizes
-# all, of the largest float64.
-MIDDLE = ("dualvit_s_no_token_label", "dualvit_b", "transxnet_s")
-LARGEST = ("dualvit_l", "transxnet_b")
+# The larger variants have the layers of the smallest, more of them: they take minutes to compile and are left to
+# `make parity`.
+SMALLEST = ("dfvt_t", "dualvit_s", "transxnet_t")
+PARAMETERS = [
+    pytest.param(variant, size, marks=[] if variant in SMALLEST else [pytest.mark.slow]) for variant, size in CASES
+]
 
-
-def cases(slow_variants):
-    """The cases as parameters, those of some variants marked slow."""
-    return [
-        pytest.param(variant, size, marks=[pytest.mark.slow] if variant in slow_variants else [])
-        for variant, size in CASES
-    ]
-
-
-TRAINED = ["dualvit_s_no_token_label", "transxnet_t"]
+TRAINED = ["dfvt_t", "dualvit_s_no_token_label", "transxnet_t"]
 
 
 def reference_model(variant, manifest=None, **options):
@@ -55,11 +51,20 @@ def reference_model(variant, manifest=None, **options):
     return model
 
 
+def reference_outputs(backbone):
+    """The maps and tokens of a backbone by the reference's names."""
+    outputs = {**backbone.pyramid_outputs, **getattr(backbone, "semantic_outputs", {})}
+    if isinstance(backbone, keras_dualstream.DFvTBackbone):
+        third_stage = backbone.get_layer(f"stage3_block{backbone.depths[2]}").output
+        outputs.update(P5=third_stage, P5_last=outputs["P5"])
+    return outputs
+
+
 def parity_errors(variant, size, dtype):
     """The relative error of the logits and of every map and token that the reference has."""
     batch, height, width = map(int, size.split("x"))
     model = reference_model(variant, input_shape=(height, width, 3), dtype=dtype)
-    outputs = {**model.backbone.pyramid_outputs, **getattr(model.backbone, "semantic_outputs", {})}
+    outputs = reference_outputs(model.backbone)
     with np.load(FIXTURES / "parity" / f"{variant}.npz") as file:
         expected = {key.removeprefix(f"{size}/"): file[key] for key in file if key.startswith(f"{size}/")}
     outputs = {level: output for level, output in outputs.items() if f"{level}/samples" in expected}
@@ -75,14 +80,14 @@ def parity_errors(variant, size, dtype):
     return errors
 
 
-@pytest.mark.parametrize(("variant", "size"), cases(MIDDLE))
+@pytest.mark.parametrize(("variant", "size"), PARAMETERS)
 def test_float32_is_within_rounding_of_the_reference(variant, size):
     errors = parity_errors(variant, size, "float32")
     print(keras.config.backend(), "float32", variant, size, {key: f"{error:.1e}" for key, error in errors.items()})
     assert max(errors.values()) < 5e-6
 
 
-@pytest.mark.parametrize(("variant", "size"), cases(MIDDLE + LARGEST))
+@pytest.mark.parametrize(("variant", "size"), PARAMETERS)
 def test_float64_equals_the_reference(variant, size, float64):
     errors = parity_errors(variant, size, float64)
     print(keras.config.backend(), "float64", variant, size, {key: f"{error:.1e}" for key, error in errors.items()})
@@ -142,7 +147,7 @@ def test_float64_training_follows_the_reference(variant, float64):
 
 
 # JAX compiles TransXNet's step for a minute and a half; `make parity` has it.
-@pytest.mark.parametrize("variant", [TRAINED[0], pytest.param(TRAINED[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", [*TRAINED[:2], pytest.param(TRAINED[2], marks=pytest.mark.slow)])
 def test_float32_training_follows_the_reference_at_first(variant):
     losses, _, expected = train(variant, "float32", steps=2)
     np.testing.assert_allclose(losses, expected["losses"][:2], rtol=1e-3)

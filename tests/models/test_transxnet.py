@@ -182,9 +182,7 @@ def test_without_position_bias_a_checkpoint_and_a_weights_file_go_without_it(tmp
 
 def test_an_ablation_has_no_checkpoint():
     model = tiny_transxnet(local_operator="dy_conv")
-    with pytest.raises(
-        ValueError, match="Checkpoints of TransXNet have IDConv.* Received: {'local_operator': 'dy_conv'}"
-    ):
+    with pytest.raises(ValueError, match="Checkpoints have IDConv.* Received: {'local_operator': 'dy_conv'}"):
         to_torch_state_dict(model)
 
 

@@ -2,31 +2,49 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_dualstream.ops.windows import merge
 from keras_dualstream.ops.windows import partition
 from keras_dualstream.ops.windows import relative_position_index
+from keras_dualstream.ops.windows import roll
+from keras_dualstream.ops.windows import window_and_shift
 
 
 def test_partition_lists_the_windows_row_by_row_and_merge_undoes_it():
-    x = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype("float32")
-    windows = partition(keras.ops.convert_to_tensor(x), (3, 2))
+    x = np.random.default_rng(0).standard_normal((2, 6, 9, 4)).astype("float32")
+    windows = partition(keras.ops.convert_to_tensor(x), 3)
     expected = [
-        x[sample, top : top + 3, left : left + 2].reshape(6, 3)
+        x[sample, top : top + 3, left : left + 3].reshape(9, 4)
         for sample in range(2)
         for top in (0, 3)
-        for left in (0, 2, 4, 6)
+        for left in (0, 3, 6)
     ]
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(windows), expected)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(merge(windows, (3, 2), 6, 8)), x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(merge(windows, 3, 6, 9)), x)
 
 
-def test_the_index_numbers_the_offsets_row_by_row():
-    rows, columns = 3, 2
-    index = relative_position_index((rows, columns))
-    positions = [(row, column) for row in range(rows) for column in range(columns)]
-    for query, (row, column) in enumerate(positions):
-        for key, (other_row, other_column) in enumerate(positions):
-            offset = (row - other_row + rows - 1) * (2 * columns - 1) + column - other_column + columns - 1
-            assert index[query, key] == offset
-    assert set(index.ravel()) == set(range((2 * rows - 1) * (2 * columns - 1)))
+@pytest.mark.parametrize("shift", [0, 2, -2])
+def test_roll_moves_up_and_left(shift):
+    x = np.random.default_rng(0).standard_normal((2, 6, 9, 4)).astype("float32")
+    found = keras.ops.convert_to_numpy(roll(keras.ops.convert_to_tensor(x), shift))
+    np.testing.assert_array_equal(found, np.roll(x, (-shift, -shift), axis=(1, 2)))
+
+
+@pytest.mark.parametrize("window", [3, 2])
+def test_the_index_numbers_the_offsets_and_small_windows_read_the_middle(window):
+    index = relative_position_index(3)[:window, :window, :window, :window]
+    for row, column, other_row, other_column in np.ndindex(*(window,) * 4):
+        offset = (row - other_row + 2) * 5 + column - other_column + 2
+        assert index[row, column, other_row, other_column] == offset
+    if window == 3:
+        assert set(index.ravel()) == set(range(25))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((8, 9), (7, 3)), ((7, 9), (7, 0)), ((9, 5), (5, 0)), ((1, 1), (1, 0)), ((8, 7), (7, 0))]
+)
+def test_small_maps_have_small_windows_that_stay(size, expected):
+    assert window_and_shift(*size, 7, 3) == expected
+    tensors = (keras.ops.convert_to_tensor(side) for side in size)
+    assert tuple(int(value) for value in window_and_shift(*tensors, 7, 3)) == expected
