@@ -33,6 +33,11 @@ TINY_TRANSXNET = dict(
     layer_scale_init_value=0.5,
 )
 
+# A DFvT whose first and third stage shift their windows on the tests' images.
+TINY_DFVT = dict(
+    embed_dim=48, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 4), mlp_ratio=2.0, window_size=2, drop_path_rate=0.0
+)
+
 # For `compile` in tests that are about something else: TensorFlow takes longer to trace a training step of a Dual-ViT
 # than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
 RUN_EAGERLY = keras.config.backend() == "tensorflow"
@@ -42,6 +47,11 @@ def tiny_transxnet(input_shape=(32, 40, 3), classes=5, **options):
     """A small TransXNet classifier made by the public builder."""
     options = {**TINY_TRANSXNET, "drop_path_rate": 0.0, **options}
     return keras_dualstream.TransXNetT(input_shape=input_shape, classes=classes, **options)
+
+
+def tiny_dfvt(input_shape=(32, 40, 3), classes=5, **options):
+    """A small DFvT classifier made by the public builder."""
+    return keras_dualstream.DFvTT(input_shape=input_shape, classes=classes, **{**TINY_DFVT, **options})
 
 
 def tiny_model(input_shape=(32, 40, 3), classes=5, **options):

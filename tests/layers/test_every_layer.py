@@ -19,6 +19,9 @@ MAP, TOKENS, PIXELS = (5, 9, 8), (6, 8), (45, 8)
 LAYERS = {
     "Attention": (lambda **kw: layers.Attention(2, use_projection=False, **kw), [TOKENS, PIXELS]),
     "ClassBlock": (lambda **kw: layers.ClassBlock(2, mlp_ratio=3.0, epsilon=1e-4, **kw), [MAP, TOKENS]),
+    "ContextModule": (lambda **kw: layers.ContextModule(3, ("max_pool", "convolution"), **kw), [MAP]),
+    "DANE": (lambda **kw: layers.DANE("reverse_dane", 2, **kw), [MAP, MAP]),
+    "DFvTBlock": (lambda **kw: layers.DFvTBlock(2, 3.0, 3, 1, "sum_mul", 0.2, **kw), [MAP, MAP]),
     "DepthwiseConv2D": (
         lambda **kw: layers.DepthwiseConv2D((3, 5), 2, "same", activation="relu", data_format="channels_last", **kw),
         [MAP],
@@ -38,13 +41,13 @@ LAYERS = {
     ),
     "FeedForward": (lambda **kw: layers.FeedForward(3.0, kernel_size=5, activation="silu", **kw), [MAP]),
     "GroupNormalization": (lambda **kw: layers.GroupNormalization(1e-4, **kw), [MAP]),
-    "IDConv": (lambda **kw: layers.IDConv(5, 3, 2, **kw), [MAP]),
+    "IDConv": (lambda **kw: layers.IDConv(5, 3, 2, use_bias=False, **kw), [MAP]),
     "LayerScale": (lambda **kw: layers.LayerScale(0.3, use_bias=True, **kw), [MAP]),
     "MSFFN": (lambda **kw: layers.MSFFN(2.5, (1, 3, 5), **kw), [MAP]),
     "MergeBlock": (lambda **kw: layers.MergeBlock(2, 3.0, 0.2, 0.5, remat=True, **kw), [MAP, TOKENS]),
-    "OSRA": (lambda **kw: layers.OSRA(2, 2, **kw), [MAP]),
+    "OSRA": (lambda **kw: layers.OSRA(2, 2, overlapping=False, **kw), [MAP]),
     "PatchEmbedding": (
-        lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, "batch", kernel_initializer="he_normal", **kw),
+        lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, "batch", True, kernel_initializer="he_normal", **kw),
         [MAP],
     ),
     "PositionBias": (lambda **kw: layers.PositionBias(2, 5, 4, 2, **kw), [MAP]),
@@ -54,6 +57,7 @@ LAYERS = {
         [TOKENS, PIXELS],
     ),
     "SemanticTokens": (lambda **kw: layers.SemanticTokens(4, 2, 1e-4, **kw), [MAP]),
+    "SpatialModule": (lambda **kw: layers.SpatialModule(**kw), [MAP]),
     "SqueezedTokenEnhancer": (lambda **kw: layers.SqueezedTokenEnhancer(2, 3, **kw), [MAP]),
     "TransXNetBlock": (
         lambda **kw: layers.TransXNetBlock(
@@ -61,7 +65,7 @@ LAYERS = {
         ),
         [MAP],
     ),
-    "WindowAttention": (lambda **kw: layers.WindowAttention(2, 3, **kw), [MAP]),
+    "WindowAttention": (lambda **kw: layers.WindowAttention(2, 3, 1, **kw), [MAP]),
 }
 
 
