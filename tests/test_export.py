@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import randomize
+from helpers import tiny_dfvt
 from helpers import tiny_model
 from helpers import tiny_transxnet
 
@@ -54,6 +55,8 @@ FORMATS = {
 CLASSIFIER = dict(input_shape=(65, 97, 3))
 HEADLESS = dict(include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 CHANNELS_FIRST = dict(input_shape=(3, 33, 64), data_format="channels_first", include_preprocessing=False)
+DFVT = dict(make=tiny_dfvt, depths=(2, 1, 2, 1), input_shape=(65, 97, 3))
+DFVT_HEADLESS = dict(make=tiny_dfvt, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 TRANSXNET = dict(make=tiny_transxnet, input_shape=(65, 97, 3))
 TRANSXNET_HEADLESS = dict(make=tiny_transxnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
@@ -71,6 +74,9 @@ CASES = {
     "one batch": Case(CLASSIFIER, (2, 65, 97, 3), ((2, 65, 97, 3),)),
     "any size": Case(HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "one size": Case(HEADLESS, (None, 65, 97, 3), ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DFvT, any batch": Case(DFVT, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DFvT, one batch": Case(DFVT, (1, 65, 97, 3), ((1, 65, 97, 3),)),
+    "DFvT, any size": Case(DFVT_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "TransXNet, any batch": Case(TRANSXNET, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
     "TransXNet, one batch": Case(TRANSXNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
     "TransXNet, any size": Case(TRANSXNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
@@ -84,11 +90,11 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
         "yes: any batch, any image size",
-        works=("any batch", "one batch", "any size", "TransXNet, any size"),
+        works=("any batch", "one batch", "any size", "DFvT, any size", "TransXNet, any size"),
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
-        works=("any batch", "one batch", "one size", "TransXNet, any batch"),
+        works=("any batch", "one batch", "one size", "DFvT, any batch", "TransXNet, any batch"),
         fails={"any size": (Exception, "Symbolic dimension comparison .* is inconclusive")},
     ),
     ("tf_saved_model", "torch"): Cell(
@@ -101,6 +107,8 @@ EXPORTS = {
             "one batch",
             "any size",
             "channels first",
+            "DFvT, any batch",
+            "DFvT, any size",
             "TransXNet, any batch",
             "TransXNet, any size",
             "on TransXNet, any batch",
@@ -117,7 +125,7 @@ EXPORTS = {
     ("torch", "tensorflow"): NO_TORCH_PROGRAM,
     ("torch", "jax"): NO_TORCH_PROGRAM,
     ("torch", "torch"): Cell(
-        "yes: one batch, one image size, both in `input_signature`", works=("one batch", "TransXNet, one batch")
+        "yes: one batch, one image size, both in `input_signature`", works=("one batch", "DFvT, one batch", "TransXNet, one batch")
     ),
     **{("keras", backend): KERAS_FILE for backend in BACKENDS},
 }
@@ -143,7 +151,7 @@ def readme_table():
 @functools.cache
 def small_model(make=tiny_model, **options):
     """A small model, none of whose weights and BatchNorm statistics are the initial ones."""
-    return randomize(make(depths=(1, 1, 1, 1), **options))
+    return randomize(make(**{"depths": (1, 1, 1, 1), **options}))
 
 
 def images(*shape):

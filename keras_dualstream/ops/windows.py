@@ -53,12 +53,14 @@ def fill_windows(x, window):
     Returns:
         Tensor `(batch, height', width', channels)`; `x` itself where it is known to be whole windows.
     """
-    _, height, width, _ = ops.shape(x)
+    _, height, width, channels = ops.shape(x)
     # Written so that it is right in ONNX too, where the remainder of a negative number is negative.
     bottom, right = ((window - size % window) % window for size in (height, width))
     if _known(bottom, right) and bottom == right == 0:
         return x
-    return ops.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
+    x = ops.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
+    # TensorFlow forgets the channels when it pads by sizes unknown while tracing.
+    return ops.reshape(x, (-1, height + bottom, width + right, channels))
 
 
 def roll(x, shift):
