@@ -125,7 +125,8 @@ EXPORTS = {
     ("torch", "tensorflow"): NO_TORCH_PROGRAM,
     ("torch", "jax"): NO_TORCH_PROGRAM,
     ("torch", "torch"): Cell(
-        "yes: one batch, one image size, both in `input_signature`", works=("one batch", "DFvT, one batch", "TransXNet, one batch")
+        "yes: one batch, one image size, both in `input_signature`",
+        works=("one batch", "DFvT, one batch", "TransXNet, one batch"),
     ),
     **{("keras", backend): KERAS_FILE for backend in BACKENDS},
 }
@@ -233,6 +234,41 @@ def test_mixed_precision_needs_flex_ops_in_tflite(fresh_process, tmp_path):
     small_model(**MIXED).export(path, "litert")
     used, built_in = fresh_process(export_worker.tflite_ops, path)
     assert any(op.startswith("Flex") for op in used - built_in)
+
+
+def quantizations():
+    """What the exporter passes to TensorFlow's converter for smaller files."""
+    import tensorflow as tf
+
+    smaller = dict(optimizations=[tf.lite.Optimize.DEFAULT])
+    calibration = [[image[None]] for image in images(4, 65, 97, 3)]
+    int8 = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]}
+    return {
+        "float16": {**smaller, "target_spec": {"supported_types": [tf.float16]}},
+        "full int8": {**smaller, "representative_dataset": lambda: iter(calibration), "target_spec": int8},
+    }
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow exports TFLite itself")
+@pytest.mark.parametrize(
+    ("quantization", "size", "tolerance"),
+    [("float16", 0.52, 0.01), ("full int8", 0.36, 0.3)],
+)
+def test_small_files_are_small_have_built_in_ops_only_and_stay_close(
+    quantization, size, tolerance, fresh_process, tmp_path
+):
+    model, (_, (shape,)) = small_model(**CASES["DFvT, one batch"].options), CASES["DFvT, one batch"][1:]
+    paths = [str(tmp_path / f"{name}.tflite") for name in ("large", "small")]
+    signature = [keras.InputSpec(shape=shape, dtype="float32")]
+    for path, options in zip(paths, ({}, quantizations()[quantization]), strict=True):
+        model.export(path, "litert", input_signature=signature, **options)
+    large, small = (pathlib.Path(path).stat().st_size for path in paths)
+    assert small < size * large
+    used, built_in = fresh_process(export_worker.tflite_ops, paths[1])
+    assert used <= built_in
+    _, (found,) = fresh_process(export_worker.run_tflite, paths[1], [images(*shape)])
+    expected = predict(model, images(*shape))
+    assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
 
 
 def test_training_mode_would_show():

@@ -104,21 +104,16 @@ def test_gradients_reach_every_trainable_weight(family):
         assert np.abs(gradient).max() > 0, weight.path
 
 
-# Every layer is tried in both; a model is compiled for half a minute on JAX.
-@pytest.mark.parametrize(("family", "policy"), [("DFvT", "mixed_float16"), ("TransXNet", "mixed_bfloat16")])
-def test_half_precision_trains_and_predicts_like_float32(family, policy):
+def test_half_precision_trains_and_predicts_like_float32(family):
     labels = np.arange(20) % 5
     rng = np.random.default_rng(0)
     x = (40 * labels[:, None, None, None] + 20 * rng.random((20, 64, 64, 3))).astype("float32")
-    model = tiny(family, (64, 64, 3), dtype=policy)
-    optimizer = keras.optimizers.SGD(0.02)
-    if policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+    model = tiny(family, (64, 64, 3), dtype="mixed_bfloat16", depths=(1, 1, 1, 1))
+    model.compile(keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy")
     losses = model.fit(x, labels, batch_size=10, epochs=10, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
-    single = tiny(family, (64, 64, 3))
+    single = tiny(family, (64, 64, 3), depths=(1, 1, 1, 1))
     single.set_weights(list(values(model).values()))
     assert relative_error(predict(model, x), predict(single, x)) < 0.02
 
