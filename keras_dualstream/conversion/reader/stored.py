@@ -176,7 +176,7 @@ class StoredArray:
     Args:
         shape: tuple of int.
         dtype: a `StoredDtype`.
-        payload: bytes, bytearray or `EncodedBytes`.
+        payload: bytes, bytearray, str or `EncodedBytes`.
         fortran: bool. Whether the first axis runs fastest. Defaults to `False`.
     """
 
@@ -211,7 +211,9 @@ class StoredArray:
         if not isinstance(self.dtype, StoredDtype):
             raise ValueError("a NumPy array has no dtype")
         dtype = self.dtype.dtype
-        payload = self.payload.encoded() if isinstance(self.payload, EncodedBytes) else self.payload
+        # Python 2 had text for bytes.
+        payload = EncodedBytes(self.payload) if isinstance(self.payload, str) else self.payload
+        payload = payload.encoded() if isinstance(payload, EncodedBytes) else payload
         if not isinstance(payload, (bytes, bytearray)):
             raise ValueError("a NumPy array holds no plain bytes")
         if len(payload) != math.prod(shape) * item_size(dtype):
