@@ -1,9 +1,25 @@
 """Loading a checkpoint whole or not at all, and writing one."""
 
+import dataclasses
+import os
+import re
+import warnings
+
+import keras
 import numpy as np
 
 from keras_dualstream.conversion import dualvit
 from keras_dualstream.conversion import transxnet
+from keras_dualstream.conversion.adaptation import adapt_stem
+from keras_dualstream.conversion.adaptation import is_position_table
+from keras_dualstream.conversion.adaptation import is_stem
+from keras_dualstream.conversion.adaptation import other_classes
+from keras_dualstream.conversion.adaptation import resize_table
+from keras_dualstream.conversion.paddle_names import from_paddle
+from keras_dualstream.conversion.paddle_names import is_paddle
+from keras_dualstream.conversion.reader.read_checkpoint import read_checkpoint
+from keras_dualstream.conversion.reader.state_dict import find_state_dict
+from keras_dualstream.conversion.reader.state_dict import without_wrappers
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
 from keras_dualstream.models.dualvit import DualViTBackbone
@@ -15,23 +31,55 @@ FAMILIES = {DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 COUNTER = ".num_batches_tracked"
 
 
-def load_checkpoint(model, mapping):
-    """Assigns the tensors of the original PyTorch checkpoint to a model of this package.
+# Buffers that a checkpoint holds beside the weights and that follow from the shapes.
+DERIVED = (".relative_position_index", ".attn_mask")
+
+
+@dataclasses.dataclass
+class Placement:
+    """Where one tensor of a checkpoint goes.
+
+    Args:
+        name: str. Name in the checkpoint.
+        variable: the Keras variable.
+        array: its new value; `None` where it keeps its own.
+        note: str. What was done to the tensor beside its order of axes; empty for nothing.
+    """
+
+    name: str
+    variable: keras.Variable
+    array: np.ndarray
+    note: str = ""
+
+
+def load_checkpoint(model, path_or_mapping, entry=None):
+    """Assigns the tensors of the original checkpoint to a model of this package.
 
     Every tensor must have its place and every weight its tensor; otherwise
-    nothing is changed. Batch counters are left out, and so are the checkpoint's
-    head when `model` is a backbone and TransXNet's position bias when `model` was
-    built with `position_bias=False`.
+    nothing is changed. Left out are batch counters, buffers that follow from
+    the shapes, the checkpoint's head when `model` is a backbone, and
+    TransXNet's position bias when `model` was built with `position_bias=False`.
+
+    Three things may differ, each with a warning. With another number of classes
+    the last layers of the head keep their values. With images of one channel the
+    first convolution's kernels are summed, with other than three they are
+    repeated in turn and rescaled. A position table made for images of another
+    size is resized (bicubic).
 
     Args:
         model: a model of one of the builders, or a backbone.
-        mapping: dict from the names of the PyTorch checkpoint to arrays (or
-            PyTorch tensors) of any float dtype.
+        path_or_mapping: path of a file that `read_checkpoint` reads, or dict from
+            the names of the PyTorch or Paddle checkpoint to arrays (or PyTorch
+            tensors) of any float dtype, also inside the dict that a training
+            script saved.
+        entry: str. The dict in the checkpoint that holds the weights, as in
+            `read_checkpoint`. Defaults to `None`.
 
     Raises:
-        TypeError: if `mapping` is no dict or `model` none of this package's.
-        ValueError: if a tensor is missing, left over or of the wrong shape. The
-            model is then as it was.
+        TypeError: if `path_or_mapping` is neither a path nor a dict, or `model`
+            none of this package's.
+        ValueError: if the file cannot be read, or a tensor is missing, left over
+            or of the wrong shape. The model is then as it was.
 
     Example:
 
@@ -40,29 +88,95 @@ def load_checkpoint(model, mapping):
     >>> state_dict = keras_dualstream.conversion.to_torch_state_dict(model)
     >>> keras_dualstream.conversion.load_checkpoint(model, state_dict)
     """
-    if not hasattr(mapping, "items"):
-        raise TypeError(
-            "`mapping` must be a dict from names to arrays; read a file with `torch.load` first. "
-            f"Received: {type(mapping)}"
-        )
+    placements = place(model, path_or_mapping, entry)
+    for placement in placements:
+        if placement.array is not None:
+            placement.variable.assign(placement.array)
+    for note in sorted({placement.note for placement in placements} - {""}):
+        names = [placement.name for placement in placements if placement.note == note]
+        warnings.warn(f"Of the checkpoint, {note}: {_listed(names)}.", stacklevel=2)
+
+
+def place(model, path_or_mapping, entry=None):
+    """Finds the place of every tensor of a checkpoint, without changing the model.
+
+    Args:
+        model: see `load_checkpoint`.
+        path_or_mapping: see `load_checkpoint`.
+        entry: see `load_checkpoint`. Defaults to `None`.
+
+    Returns:
+        List of `Placement`s, one for each weight of the model.
+
+    Raises:
+        TypeError: as `load_checkpoint`.
+        ValueError: as `load_checkpoint`.
+    """
     family = _family(model)
-    for name in mapping:
-        if not isinstance(name, str):
-            raise TypeError(f"`mapping` must have the names of tensors as keys. Received: {name!r}")
-    counters = {name for name in mapping if name.endswith(COUNTER)}
-    counters = {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in mapping}
-    arrays = {name: array for name, array in mapping.items() if name not in counters}
+    arrays = _named_arrays(path_or_mapping, entry)
+    tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
+    if is_paddle(arrays):
+        arrays = from_paddle(arrays, tensors)
     left_out = family.HEAD_PREFIXES if isinstance(model, Backbone) else ()
     left_out += family.left_out_prefixes(model.backbone)
-    arrays = {name: array for name, array in arrays.items() if not name.startswith(left_out)}
-    tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
-    _check(tensors, arrays)
+    surplus = _surplus(arrays, tensors)
+    arrays = {name: array for name, array in arrays.items() if name not in surplus and not name.startswith(left_out)}
     # Converted before the first is assigned: a tensor that is no array leaves the model as it was.
-    converted = [
-        (tensor.variable, tensor.to_keras(_to_numpy(arrays[name], tensor))) for name, tensor in tensors.items()
+    arrays = {name: _to_numpy(array, name) if name in tensors else array for name, array in arrays.items()}
+    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    new, classes = other_classes(model, family, tensors, shapes)
+    notes = dict.fromkeys(new, f"the {classes} classes are not the model's, whose layers keep their values")
+    for name in tensors.keys() & arrays.keys() - notes.keys():
+        arrays[name], notes[name] = _adapted(name, arrays[name], tensors[name].shape, family)
+    _check({name: tensor for name, tensor in tensors.items() if name not in new}, arrays, new)
+    return [
+        Placement(
+            name,
+            tensor.variable,
+            None if name in new else tensor.to_keras(arrays[name]).astype(tensor.variable.dtype, copy=False),
+            notes[name],
+        )
+        for name, tensor in tensors.items()
     ]
-    for variable, array in converted:
-        variable.assign(array)
+
+
+def _named_arrays(path_or_mapping, entry):
+    """The arrays by name, from a file or from a dict around or of them."""
+    if isinstance(path_or_mapping, (str, os.PathLike)):
+        return read_checkpoint(path_or_mapping, entry)
+    if not hasattr(path_or_mapping, "items"):
+        raise TypeError(
+            "`path_or_mapping` must be the path of a checkpoint, or a dict from names to arrays. "
+            f"Received: {type(path_or_mapping)}"
+        )
+    arrays = dict(path_or_mapping)
+    is_flat = any(hasattr(value, "shape") for value in arrays.values())
+    if any(isinstance(value, dict) for value in arrays.values()) and (entry is not None or not is_flat):
+        arrays = find_state_dict(arrays, lambda value: hasattr(value, "shape"), entry)
+    for name in arrays:
+        if not isinstance(name, str):
+            raise TypeError(f"`path_or_mapping` must have the names of tensors as keys. Received: {name!r}")
+    return without_wrappers(arrays)
+
+
+def _surplus(arrays, tensors):
+    """The names of what a checkpoint holds beside the weights."""
+    counters = {name for name in arrays if name.endswith(COUNTER)}
+    modules = {name[: match.start()] for name in tensors for match in re.finditer(r"\.", name)}
+    return {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in arrays} | {
+        name for name in arrays if name.endswith(DERIVED) and name.rpartition(".")[0] in modules
+    }
+
+
+def _adapted(name, array, shape, family):
+    """The array in `shape` where a rule leads there, and what the rule did."""
+    if array.shape == shape:
+        return array, ""
+    if is_stem(array, shape):
+        return adapt_stem(array, shape[1]), f"kernels for 3 image channels were made to fit {shape[1]}"
+    if is_position_table(name, array, shape, family):
+        return resize_table(array, *shape[2:]), "position tables were resized to the model's `pretraining_size`"
+    return array, ""
 
 
 def to_torch_state_dict(model):
@@ -101,12 +215,12 @@ def _family(model):
     raise TypeError(f"`model` must come from a builder or a backbone of keras_dualstream. Received: {type(model)}")
 
 
-def _check(tensors, arrays):
+def _check(tensors, arrays, new):
     problems = []
     missing = [name for name in tensors if name not in arrays]
     if missing:
         problems.append(f"missing in the checkpoint: {_listed(missing)}")
-    left_over = [name for name in arrays if name not in tensors]
+    left_over = [name for name in arrays if name not in tensors and name not in new]
     if left_over:
         problems.append(f"in the checkpoint but not in the model: {_listed(left_over)}")
         if any(name.startswith("aux_head.") for name in left_over):
@@ -127,8 +241,8 @@ def _listed(names, most=8):
     return ", ".join(names[:most]) + rest
 
 
-def _to_numpy(array, tensor):
-    """The array in the dtype of the variable that will hold it."""
+def _to_numpy(array, name):
+    """The tensor as an array of numbers."""
     if hasattr(array, "detach"):
         # A PyTorch tensor; NumPy knows no bfloat16.
         array = array.detach().cpu()
@@ -136,8 +250,8 @@ def _to_numpy(array, tensor):
     array = np.asarray(array)
     # Kind "V" without fields is how NumPy sees bfloat16.
     if array.dtype.kind not in "fiuV" or array.dtype.names is not None:
-        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}")
+        raise ValueError(f"The tensor {name!r} must be numeric. Received: dtype={array.dtype}")
     try:
-        return array.astype(tensor.variable.dtype)
+        return array.astype("float32") if array.dtype.kind == "V" else array
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}") from error
+        raise ValueError(f"The tensor {name!r} must be numeric. Received: dtype={array.dtype}") from error

@@ -48,6 +48,9 @@ TOKEN_ENHANCER = {
 
 HEAD_PREFIXES = ("classifier.",)
 
+# Made for one size of images, and resized to another.
+POSITION_TABLES = ("relative_pos_enc.",)
+
 
 def left_out_prefixes(backbone):
     """How the names begin that a backbone leaves out by its options: the position bias without it."""

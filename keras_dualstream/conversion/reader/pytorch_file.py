@@ -121,7 +121,9 @@ class FileStorages:
         Args:
             keys: the names in the order of the file.
         """
-        if not isinstance(keys, list) or {key for key in keys if isinstance(key, str)} != set(self._declared):
+        # Looking up anything but text may take for ever.
+        names = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not names or set(keys) != set(self._declared):
             raise ValueError("it lists other storages than its tensors have")
         position = self.file.tell()
         for key in keys:

@@ -1,6 +1,8 @@
 """One function for every format of checkpoint."""
 
 import os
+import zipfile
+import zlib
 
 from keras_dualstream.conversion.reader.allowed_globals import find_global
 from keras_dualstream.conversion.reader.archive import Archive
@@ -22,6 +24,8 @@ from keras_dualstream.conversion.reader.stored import StoredTensor
 
 STORED = (StoredTensor, StoredArray, StoredEntry, StoredSlice)
 
+# Their texts say what is wrong.
+SPEAKING = (ValueError, zipfile.BadZipFile, zlib.error)
 LONGEST_REASON = 500
 
 
@@ -72,10 +76,14 @@ def read_checkpoint(path, entry=None):
             return _read(path, file, entry)
         except ImportError:
             raise
+        except SPEAKING as error:
+            raise ValueError(f"The checkpoint {path!r} cannot be read: {str(error)[:LONGEST_REASON]}") from error
         except Exception as error:
-            # Whatever a damaged file makes of zipfile, NumPy or the code here: for the user it is one kind of error.
-            reason = str(error) if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__}: {error})"
-            raise ValueError(f"The checkpoint {path!r} cannot be read: {reason[:LONGEST_REASON]}") from error
+            # Whatever else a damaged file makes of zipfile, NumPy or the code here. Without its text: that of a
+            # KeyError shows the key, which a file can make endless to print.
+            raise ValueError(
+                f"The checkpoint {path!r} cannot be read: it is damaged ({type(error).__name__})"
+            ) from None
 
 
 def _read(path, file, entry):
