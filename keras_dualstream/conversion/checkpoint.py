@@ -152,7 +152,7 @@ def _named_arrays(path_or_mapping, entry):
     arrays = dict(path_or_mapping)
     is_flat = any(hasattr(value, "shape") for value in arrays.values())
     if any(isinstance(value, dict) for value in arrays.values()) and (entry is not None or not is_flat):
-        arrays = find_state_dict(arrays, lambda value: hasattr(value, "shape"), entry)
+        arrays = find_state_dict(arrays, lambda value: value if hasattr(value, "shape") else None, entry)
     for name in arrays:
         if not isinstance(name, str):
             raise TypeError(f"`path_or_mapping` must have the names of tensors as keys. Received: {name!r}")

@@ -20,6 +20,7 @@ import pytest
 
 from keras_dualstream.conversion import read_checkpoint
 from keras_dualstream.conversion.reader import pickle_machine
+from keras_dualstream.conversion.reader import state_dict
 
 FUZZER = pathlib.Path(__file__).parent.parent / "fuzz_reader.py"
 BACKEND = keras.config.backend()
@@ -328,6 +329,21 @@ def test_hostile_pickles_are_refused_at_little_cost(name, tmp_path):
 
 
 @one_backend
+@pytest.mark.parametrize("end", [b".", TENSOR + b"s."], ids=["without tensors", "with one"])
+def test_dicts_inside_themselves_are_looked_at_once(end, tmp_path):
+    """Every usual name leads back to the same dict of many items."""
+    items = b"".join(hostile_files.text(str(index)) + b"N" for index in range(2000))
+    names = b"".join(hostile_files.text(name) + b"h\x00" for name in state_dict.ENTRIES + state_dict.AVERAGED)
+    data = b"\x80\x02}q\x00(" + items + names + b"u" + (b"" if end == b"." else hostile_files.text("a")) + end
+    path = write(tmp_path, hostile_files.archive(data))
+    if end == b".":
+        with pytest.raises(ValueError, match="it has no tensors under a known name"):
+            read_checkpoint(path)
+    else:
+        assert_equal(read_checkpoint(path), {"a": np.array([1, 2], "float32")})
+
+
+@one_backend
 def test_a_pickle_of_too_many_objects_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle_machine, "MOST_OPCODES", 1000)
     with pytest.raises(ValueError, match="its pickle has more than 1000 opcodes"):
@@ -350,13 +366,15 @@ TENSORS = {
     "a storage that is not there": dict(key="1"),
     "a storage outside": dict(key="../data.pkl"),
     "a quantised storage": dict(storage="QInt8Storage"),
+    "a storage of two dtypes": dict(storage="IntStorage"),
 }
 
 
 @one_backend
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_that_cannot_be_are_refused(name, tmp_path):
-    data = hostile_files.pickled(hostile_files.tensor(**TENSORS[name]))
+    second = TENSOR + b"s" + hostile_files.text("b") if name == "a storage of two dtypes" else b""
+    data = hostile_files.pickled(second + hostile_files.tensor(**TENSORS[name]))
     with pytest.raises(ValueError, match="cannot be read: (it|a tensor|the)"):
         read_checkpoint(write(tmp_path, hostile_files.archive(data)))
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from keras_dualstream.conversion.reader.pickle_machine import MOST_ARGUMENTS
 from keras_dualstream.conversion.reader.pickle_machine import Global
 from keras_dualstream.conversion.reader.pickle_machine import Placeholder
 from keras_dualstream.conversion.reader.stored import BFLOAT16
@@ -130,7 +131,7 @@ def _parameter(tensor, *_):
 def _tensor_subclass(function, tensor_class, arguments, state):
     if not isinstance(function, Global) or function.make not in (_tensor, _tensor_v3, _parameter):
         raise ValueError("its pickle makes a tensor by an unknown function")
-    return function.make(*arguments)
+    return function.make(*arguments[:MOST_ARGUMENTS])
 
 
 def _numpy_dtype(name, *_):

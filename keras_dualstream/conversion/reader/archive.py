@@ -10,7 +10,7 @@ CHUNK = 2**20
 # An archive within the first is read whatever it declares; past it, at most so many times the file. Weights compress by
 # less than 2; 1000 is what zip can do to zeros.
 SMALL = 64 * 2**20
-MOST_EXPANSION = 20
+MOST_EXPANSION = 10
 
 # Python makes some 13 bytes of every byte of an archive's directory. A checkpoint of 1,000 tensors has 80 kB.
 LONGEST_DIRECTORY = 16 * 2**20

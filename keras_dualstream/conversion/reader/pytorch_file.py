@@ -39,8 +39,46 @@ def read_pytorch_archive(archive):
     return load_pickle(BoundedFile(io.BytesIO(pickle), len(pickle)), find_global, storages.declare), storages
 
 
-class ArchiveStorages:
-    """The storages in the entries of an archive, each read once.
+class Storages:
+    """The storages of a file, each read once and as one dtype, as PyTorch saves them.
+
+    Args:
+        big_endian: bool. Byte order of the file.
+    """
+
+    # Length of a reference to a storage.
+    id_length = 5
+
+    def __init__(self, big_endian):
+        self.big_endian = big_endian
+        self.declared, self._read = {}, {}
+
+    def declare(self, persistent_id):
+        """The `Storage` that a reference in a pickle describes.
+
+        Args:
+            persistent_id: what the pickle has, `("storage", dtype, key, device, size, ...)`.
+
+        Raises:
+            ValueError: if it is something else, or other than before.
+        """
+        storage = storage_of(persistent_id, self.id_length)
+        if self.declared.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"it declares its storage {storage.key[:80]!r} twice")
+        return storage
+
+    def read(self, storage, dtype):
+        """The storage as a flat array of `dtype`."""
+        if storage.key not in self._read:
+            self._read[storage.key] = dtype, decoded(self.raw(storage), dtype, self.big_endian)
+        first, flat = self._read[storage.key]
+        if first != dtype:
+            raise ValueError(f"its storage {storage.key[:80]!r} is both {first} and {dtype}")
+        return flat
+
+
+class ArchiveStorages(Storages):
+    """The storages in the entries of an archive.
 
     Args:
         archive: an `Archive`.
@@ -48,25 +86,21 @@ class ArchiveStorages:
     """
 
     def __init__(self, archive, folder):
-        self.archive, self.folder = archive, folder
         order = f"{folder}byteorder"
-        self.big_endian = order in archive.names and archive.read(order).tobytes() == b"big"
-        self._flat = {}
+        super().__init__(big_endian=order in archive.names and archive.read(order).tobytes() == b"big")
+        self.archive, self.folder = archive, folder
 
     def declare(self, persistent_id):
-        """The `Storage` that a pickle refers to, once its entry is known to have its size."""
-        storage = storage_of(persistent_id, length=5)
+        """The `Storage`, once its entry is known to have its size."""
+        storage = super().declare(persistent_id)
         size = self.archive.size(self._entry(storage))
         if (size or 0) != storage.nbytes:
             raise ValueError(f"its storage {storage.key[:80]!r} has {size} bytes instead of {storage.nbytes}")
         return storage
 
-    def read(self, storage, dtype):
-        """The storage as a flat array of `dtype`."""
-        name = (storage.key, dtype)
-        if name not in self._flat:
-            self._flat[name] = decoded(self.archive.read(self._entry(storage)), dtype, self.big_endian)
-        return self._flat[name]
+    def raw(self, storage):
+        """The bytes of a storage."""
+        return self.archive.read(self._entry(storage))
 
     def _entry(self, storage):
         return f"{self.folder}data/{storage.key}"
@@ -95,8 +129,8 @@ def read_old_pytorch_file(file, size):
     return tree, storages
 
 
-class FileStorages:
-    """The storages that follow one another behind the pickles of an old file, each read once.
+class FileStorages(Storages):
+    """The storages that follow one another behind the pickles of an old file.
 
     Args:
         file: binary file.
@@ -104,16 +138,12 @@ class FileStorages:
         big_endian: bool. Byte order of the file.
     """
 
-    def __init__(self, file, size, big_endian):
-        self.file, self.size, self.big_endian = file, size, big_endian
-        self._declared, self._positions, self._flat = {}, {}, {}
+    id_length = 6
 
-    def declare(self, persistent_id):
-        """The `Storage` that a pickle refers to."""
-        storage = storage_of(persistent_id, length=6)
-        if self._declared.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"it declares its storage {storage.key[:80]!r} twice")
-        return storage
+    def __init__(self, file, size, big_endian):
+        super().__init__(big_endian)
+        self.file, self.size = file, size
+        self._positions = {}
 
     def locate(self, keys):
         """Finds the storages; the file is at the first.
@@ -123,11 +153,11 @@ class FileStorages:
         """
         # Looking up anything but text may take for ever.
         names = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-        if not names or set(keys) != set(self._declared):
+        if not names or set(keys) != set(self.declared):
             raise ValueError("it lists other storages than its tensors have")
         position = self.file.tell()
         for key in keys:
-            storage = self._declared[key]
+            storage = self.declared[key]
             self.file.seek(position)
             count = int.from_bytes(self.file.read(8), "big" if self.big_endian else "little")
             self._positions[key] = position + 8
@@ -135,28 +165,17 @@ class FileStorages:
             if count != storage.size or position > self.size:
                 raise ValueError(f"its storage {key[:80]!r} is damaged or cut off")
 
-    def read(self, storage, dtype):
-        """The storage as a flat array of `dtype`."""
-        name = (storage.key, dtype)
-        if name not in self._flat:
-            raw = np.empty(storage.nbytes, "uint8")
-            self.file.seek(self._positions[storage.key])
-            if self.file.readinto(memoryview(raw)) != len(raw):
-                raise ValueError(f"its storage {storage.key[:80]!r} is cut off")
-            self._flat[name] = decoded(raw, dtype, self.big_endian)
-        return self._flat[name]
+    def raw(self, storage):
+        """The bytes of a storage."""
+        content = np.empty(storage.nbytes, "uint8")
+        self.file.seek(self._positions[storage.key])
+        if self.file.readinto(memoryview(content)) != len(content):
+            raise ValueError(f"its storage {storage.key[:80]!r} is cut off")
+        return content
 
 
 def storage_of(persistent_id, length):
-    """The `Storage` that a persistent id of PyTorch describes.
-
-    Args:
-        persistent_id: what a pickle has, `("storage", dtype, key, device, size, ...)`.
-        length: int. Its length.
-
-    Raises:
-        ValueError: if it is something else.
-    """
+    """The `Storage` that a reference of PyTorch describes; a `ValueError` where it describes something else."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) != length or persistent_id[0] != "storage":
         raise ValueError("its pickle refers to data that are no storage")
     _, dtype, key, _, size = persistent_id[:5]

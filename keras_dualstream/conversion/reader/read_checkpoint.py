@@ -9,7 +9,8 @@ from keras_dualstream.conversion.reader.archive import Archive
 from keras_dualstream.conversion.reader.archive import most_bytes
 from keras_dualstream.conversion.reader.numpy_file import StoredEntry
 from keras_dualstream.conversion.reader.numpy_file import numpy_tensors
-from keras_dualstream.conversion.reader.paddle_file import paddle_tensors
+from keras_dualstream.conversion.reader.paddle_file import check_paddle
+from keras_dualstream.conversion.reader.paddle_file import paddle_tensor
 from keras_dualstream.conversion.reader.pickle_machine import BoundedFile
 from keras_dualstream.conversion.reader.pickle_machine import load_pickle
 from keras_dualstream.conversion.reader.pytorch_file import MAGIC_NUMBER
@@ -91,15 +92,20 @@ def _read(path, file, entry):
     file.seek(0)
     start = file.read(9)
     file.seek(0)
-    storages = None
+    as_tensor, storages = _tensor, None
     if start.startswith(b"PK"):
         archive = Archive(file)
-        is_pytorch = any(name.split("/")[-1] == "data.pkl" for name in archive.names)
-        tree, storages = read_pytorch_archive(archive) if is_pytorch else (numpy_tensors(archive), None)
+        if any(name.split("/")[-1] == "data.pkl" for name in archive.names):
+            tree, storages = read_pytorch_archive(archive)
+        else:
+            tree = numpy_tensors(archive)
     elif start.startswith(b"\x80"):
         tree = load_pickle(BoundedFile(file, size), find_global)
-        is_old_pytorch = type(tree) is int and tree == MAGIC_NUMBER
-        tree, storages = read_old_pytorch_file(file, size) if is_old_pytorch else (paddle_tensors(tree), None)
+        if type(tree) is int and tree == MAGIC_NUMBER:
+            tree, storages = read_old_pytorch_file(file, size)
+        else:
+            check_paddle(tree)
+            as_tensor = paddle_tensor
     elif start[8:] == b"{" or path.endswith(".safetensors"):
         tree = safetensors_tensors(path)
     else:
@@ -107,8 +113,12 @@ def _read(path, file, entry):
             "it is no file of PyTorch, safetensors, Paddle or NumPy (`.npz`), "
             f"or its beginning is damaged. It begins with {start!r}"
         )
-    stored = without_wrappers(find_state_dict(tree, lambda value: isinstance(value, STORED), entry))
+    stored = without_wrappers(find_state_dict(tree, as_tensor, entry))
     total = sum(tensor.nbytes for tensor in stored.values())
     if total > most_bytes(size):
         raise ValueError(f"it declares {total} bytes of tensors in a file of {size}")
     return {name: tensor.read(storages) for name, tensor in stored.items()}
+
+
+def _tensor(value):
+    return value if isinstance(value, STORED) else None

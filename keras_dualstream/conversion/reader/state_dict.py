@@ -7,16 +7,17 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 # What PyTorch puts before every name: `DataParallel` and `torch.compile`.
 WRAPPERS = ("module.", "_orig_mod.")
 
+MOST_DICTS = 20
 
-def find_state_dict(tree, is_tensor, entry=None, depth=4):
+
+def find_state_dict(tree, as_tensor, entry=None):
     """The dict of a checkpoint that holds the weights by name.
 
     Args:
         tree: the checkpoint, a dict of dicts.
-        is_tensor: function that tells whether a value is a tensor.
+        as_tensor: function from a value to the tensor that it is, or to `None`.
         entry: str. Which of the dicts to take; `None` for the usual one.
             Defaults to `None`.
-        depth: int. How many dicts may be around it. Defaults to `4`.
 
     Returns:
         Dict from names to tensors, whatever else was in it left out.
@@ -30,20 +31,28 @@ def find_state_dict(tree, is_tensor, entry=None, depth=4):
         if not isinstance(tree.get(entry), dict):
             raise ValueError(f"it has no dict {entry!r}. It has: {_listed(tree)}")
         tree = tree[entry]
-    for name in ENTRIES + AVERAGED:
-        if isinstance(tree.get(name), dict) and depth > 0:
-            try:
-                return find_state_dict(tree[name], is_tensor, depth=depth - 1)
-            except ValueError:
-                continue
-    tensors = {name: value for name, value in tree.items() if is_tensor(value)}
-    if not tensors:
+    tensors = _first_tensors(tree, as_tensor, seen=[])
+    if tensors is None:
         raise ValueError(
             f"it has no tensors under a known name; give the `entry` that holds them. It has: {_listed(tree)}"
         )
     if any(not isinstance(name, str) for name in tensors):
         raise ValueError("it has tensors under what is no name")
     return tensors
+
+
+def _first_tensors(tree, as_tensor, seen):
+    """The tensors of the innermost usual dict that has any, or `None`; each dict is looked at once."""
+    seen.append(tree)
+    for name in ENTRIES + AVERAGED:
+        inner = tree.get(name)
+        # A file may hold a dict in itself, and many in one another.
+        if isinstance(inner, dict) and len(seen) < MOST_DICTS and not any(inner is other for other in seen):
+            tensors = _first_tensors(inner, as_tensor, seen)
+            if tensors is not None:
+                return tensors
+    tensors = {name: as_tensor(value) for name, value in tree.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None} or None
 
 
 def without_wrappers(state_dict):
