@@ -51,7 +51,7 @@ def npz(shape, dtype="<f4", content=b"\0" * 8):
     return buffer.getvalue()
 
 
-DEEP = 50_000
+DEEP = 20_000
 
 # Each costs `pickle.Unpickler` its memory, its time or its stack.
 PICKLES = {
