@@ -255,13 +255,20 @@ def test_no_pytorch_is_needed(tmp_path):
 
     torch.save({"state_dict": layouts("bfloat16"), "args": argparse.Namespace(x=1)}, tmp_path / "new.pth")
     torch.save(layouts(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"
-        "from keras_dualstream.conversion import read_checkpoint\n"
-        "import json\n"
-        f"print(json.dumps([read_checkpoint(p)['part'].tolist() for p in {[str(p) for p in tmp_path.iterdir()]}]))"
-    )
+    code = f"""
+import json, sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "paddle"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from keras_dualstream.conversion import read_checkpoint
+found = [read_checkpoint(path)["part"].tolist() for path in {[str(path) for path in tmp_path.iterdir()]}]
+assert "torch" not in sys.modules
+print(json.dumps(found))
+"""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     part = layouts()["part"].tolist()
