@@ -30,8 +30,8 @@ def load_checkpoint(model, path_or_mapping, entry=None):
     Three things may differ, each with a warning. With another number of classes
     the last layers of the head keep their values. With images of one channel the
     first convolution's kernels are summed, with other than three they are
-    repeated in turn and rescaled. A position table made for images of another
-    size is resized (bicubic).
+    repeated in turn and rescaled. Position tables of another `pretraining_size`
+    are resized (bicubic); with the same, other image sizes need nothing here.
 
     Args:
         model: a model of one of the builders, or a backbone.

@@ -26,6 +26,12 @@ COUNTER = ".num_batches_tracked"
 DERIVED = (".relative_position_index", ".attn_mask")
 
 
+RESIZED = (
+    "position tables were resized to the model's `pretraining_size` "
+    "(one built with that of the checkpoint keeps them and resizes them on the way)"
+)
+
+
 @dataclasses.dataclass
 class Placement:
     """Where one tensor of a checkpoint goes.
@@ -141,7 +147,7 @@ def _adapted(name, array, shape, family):
     if is_stem(array, shape):
         return adapt_stem(array, shape[1]), f"kernels for 3 image channels were made to fit {shape[1]}"
     if is_position_table(name, array, shape, family):
-        return resize_table(array, *shape[2:]), "position tables were resized to the model's `pretraining_size`"
+        return resize_table(array, *shape[2:]), RESIZED
     return array, ""
 
 

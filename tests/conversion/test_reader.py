@@ -502,7 +502,7 @@ def test_memory_is_that_of_the_arrays(tmp_path):
 @one_backend
 def test_damage_of_every_kind_is_refused_or_read(tmp_path):
     """A process of its own under a limit of memory; `FUZZ_MUTATIONS` for longer runs."""
-    mutations = os.environ.get("FUZZ_MUTATIONS", "1500")
+    mutations = os.environ.get("FUZZ_MUTATIONS", "1000")
     command = [sys.executable, str(FUZZER), "--mutations", mutations]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]

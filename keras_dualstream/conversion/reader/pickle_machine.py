@@ -11,9 +11,8 @@ import pickletools
 # A checkpoint with its optimizer has some 200,000. An opcode makes at most an object of some 100 bytes.
 MOST_OPCODES = 2_000_000
 
-# Of a number (PyTorch's magic number has 80 bits), and of a line, as only the names of classes are.
+# PyTorch's magic number has 80.
 MOST_BITS = 128
-LONGEST_LINE = 1000
 
 MOST_ARGUMENTS = 16
 
@@ -244,30 +243,3 @@ OPERATIONS = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.persistent,
 }
-
-
-class BoundedFile:
-    """A binary file that is never asked for more than it holds; Python would allocate for it.
-
-    Args:
-        file: binary file, read from where it is.
-        size: int. Where it ends.
-    """
-
-    def __init__(self, file, size):
-        self.file, self.size = file, size
-
-    def tell(self):
-        """The position."""
-        return self.file.tell()
-
-    def read(self, count):
-        """At most `count` bytes."""
-        return self.file.read(max(0, min(count, self.size - self.file.tell())))
-
-    def readline(self):
-        """The bytes up to the end of the line."""
-        line = self.file.readline(LONGEST_LINE)
-        if len(line) == LONGEST_LINE:
-            raise ValueError(f"its pickle has a line of more than {LONGEST_LINE} bytes")
-        return line

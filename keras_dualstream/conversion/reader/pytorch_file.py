@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_dualstream.conversion.reader.allowed_globals import TorchDtype
 from keras_dualstream.conversion.reader.allowed_globals import find_global
-from keras_dualstream.conversion.reader.pickle_machine import BoundedFile
+from keras_dualstream.conversion.reader.bounded_file import BoundedFile
 from keras_dualstream.conversion.reader.pickle_machine import load_pickle
 from keras_dualstream.conversion.reader.stored import Storage
 from keras_dualstream.conversion.reader.stored import decoded

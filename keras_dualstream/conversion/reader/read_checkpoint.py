@@ -7,11 +7,11 @@ import zlib
 from keras_dualstream.conversion.reader.allowed_globals import find_global
 from keras_dualstream.conversion.reader.archive import Archive
 from keras_dualstream.conversion.reader.archive import most_bytes
+from keras_dualstream.conversion.reader.bounded_file import BoundedFile
 from keras_dualstream.conversion.reader.numpy_file import StoredEntry
 from keras_dualstream.conversion.reader.numpy_file import numpy_tensors
 from keras_dualstream.conversion.reader.paddle_file import check_paddle
 from keras_dualstream.conversion.reader.paddle_file import paddle_tensor
-from keras_dualstream.conversion.reader.pickle_machine import BoundedFile
 from keras_dualstream.conversion.reader.pickle_machine import load_pickle
 from keras_dualstream.conversion.reader.pytorch_file import MAGIC_NUMBER
 from keras_dualstream.conversion.reader.pytorch_file import read_old_pytorch_file
@@ -108,6 +108,8 @@ def _read(path, file, entry):
             as_tensor = paddle_tensor
     elif start[8:] == b"{" or path.endswith(".safetensors"):
         tree = safetensors_tensors(path)
+    elif start.startswith(b"\x89HDF"):
+        raise ValueError("it is a weights file of Keras; load it with `model.load_weights`")
     else:
         raise ValueError(
             "it is no file of PyTorch, safetensors, Paddle or NumPy (`.npz`), "
