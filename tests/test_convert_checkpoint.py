@@ -39,7 +39,7 @@ def tool(monkeypatch, tmp_path):
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def state_dict():
     return to_torch_state_dict(randomize(tiny_transxnet(), seed=2))
 

@@ -58,7 +58,7 @@ def find_global(module, name):
         name: str.
 
     Returns:
-        A `Global`, `TorchDtype` or `StoredDtype`.
+        A `Global`, or a `TorchDtype`.
 
     Raises:
         ValueError: if it is of Python's standard library and not on the list.

@@ -1,7 +1,5 @@
 """An interpreter of pickles that builds inert objects and calls nothing a pickle names."""
 
-import pickletools
-
 # Why not `pickle.Unpickler` with `find_class` overridden? Its C code fails in ways that no override prevents, as tried
 # on Python 3.11: BYTEARRAY8 and LONG_BINPUT allocate what they declare first (MemoryError at 8 GiB); a dict key of five
 # million nested tuples overflows the C stack in `hash` (segmentation fault); where each of 40 tuples holds the next
@@ -63,6 +61,9 @@ def load_pickle(file, find_global, load_persistent=None):
     Raises:
         ValueError: if the pickle is damaged, does what is not allowed, or does too much.
     """
+    # Here, as importing the package is to bring nothing that Keras does not.
+    import pickletools
+
     machine = _Machine(find_global, load_persistent)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > MOST_OPCODES:
