@@ -129,7 +129,7 @@ def test_reads_a_dataset_of_tensorflow_datasets(tmp_path, monkeypatch, photo_fol
     [
         (
             ["--model", "ResNet50"],
-            "DualViTL, DualViTS, TransXNetB, TransXNetS, TransXNetT. Received: 'ResNet50'",
+            "DualViTS, TransXNetB, TransXNetS, TransXNetT. Received: 'ResNet50'",
         ),
         (["--output", SCRIPT / "inside a file"], "is not a folder that can be written to: Not a directory"),
         (["--data", "no such folder"], "--data must be 'digits', an existing folder or tfds:NAME. Received"),

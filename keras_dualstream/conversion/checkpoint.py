@@ -1,10 +1,17 @@
 """Loading a checkpoint whole or not at all, and writing one."""
 
+import warnings
+
 import numpy as np
 
 from keras_dualstream.conversion import dfvt
 from keras_dualstream.conversion import dualvit
 from keras_dualstream.conversion import transxnet
+from keras_dualstream.conversion.placement import COUNTER
+from keras_dualstream.conversion.placement import assign
+from keras_dualstream.conversion.placement import listed
+from keras_dualstream.conversion.placement import named_arrays
+from keras_dualstream.conversion.placement import place
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
 from keras_dualstream.models.dfvt import DFvTBackbone
@@ -13,28 +20,35 @@ from keras_dualstream.models.transxnet import TransXNetBackbone
 
 FAMILIES = {DFvTBackbone: dfvt, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 
-# PyTorch counts batches beside each BatchNorm; nothing reads the count at a fixed momentum.
-COUNTER = ".num_batches_tracked"
 
-
-def load_checkpoint(model, mapping):
-    """Assigns the tensors of the original PyTorch checkpoint to a model of this package.
+def load_checkpoint(model, path_or_mapping, entry=None):
+    """Assigns the tensors of the original checkpoint to a model of this package.
 
     Every tensor must have its place and every weight its tensor; otherwise
-    nothing is changed. Batch counters and DFvT's tables of window positions,
-    which follow from the sizes, are left out, and so are the checkpoint's
-    head when `model` is a backbone and TransXNet's position bias when `model` was
-    built with `position_bias=False`.
+    nothing is changed. Left out are batch counters, buffers that follow from
+    the shapes, the checkpoint's head when `model` is a backbone, and
+    TransXNet's position bias when `model` was built with `position_bias=False`.
+
+    Three things may differ, each with a warning. With another number of classes
+    the last layers of the head keep their values. With images of one channel the
+    first convolution's kernels are summed, with other than three they are
+    repeated in turn and rescaled. Position tables of another `pretraining_size`
+    are resized (bicubic); with the same, other image sizes need nothing here.
 
     Args:
         model: a model of one of the builders, or a backbone.
-        mapping: dict from the names of the PyTorch checkpoint to arrays (or
-            PyTorch tensors) of any float dtype.
+        path_or_mapping: path of a file that `read_checkpoint` reads, or dict from
+            the names of the PyTorch or Paddle checkpoint to arrays (or PyTorch
+            tensors) of any float dtype, also inside the dict that a training
+            script saved.
+        entry: str. The dict in the checkpoint that holds the weights, as in
+            `read_checkpoint`. Defaults to `None`.
 
     Raises:
-        TypeError: if `mapping` is no dict or `model` none of this package's.
-        ValueError: if a tensor is missing, left over or of the wrong shape. The
-            model is then as it was.
+        TypeError: if `path_or_mapping` is neither a path nor a dict, or `model`
+            none of this package's.
+        ValueError: if the file cannot be read, or a tensor is missing, left over
+            or of the wrong shape. The model is then as it was.
 
     Example:
 
@@ -43,30 +57,30 @@ def load_checkpoint(model, mapping):
     >>> state_dict = keras_dualstream.conversion.to_torch_state_dict(model)
     >>> keras_dualstream.conversion.load_checkpoint(model, state_dict)
     """
-    if not hasattr(mapping, "items"):
-        raise TypeError(
-            "`mapping` must be a dict from names to arrays; read a file with `torch.load` first. "
-            f"Received: {type(mapping)}"
-        )
+    placements = place_checkpoint(model, path_or_mapping, entry)
+    assign(placements)
+    for note in sorted({placement.note for placement in placements} - {""}):
+        names = [placement.name for placement in placements if placement.note == note]
+        warnings.warn(f"Of the checkpoint, {note}: {listed(names)}.", stacklevel=2)
+
+
+def place_checkpoint(model, path_or_mapping, entry=None):
+    """Finds the place of every tensor of a checkpoint, without changing the model.
+
+    Args:
+        model: see `load_checkpoint`.
+        path_or_mapping: see `load_checkpoint`.
+        entry: see `load_checkpoint`. Defaults to `None`.
+
+    Returns:
+        List of `Placement`s, one for each weight of the model.
+
+    Raises:
+        TypeError: as `load_checkpoint`.
+        ValueError: as `load_checkpoint`.
+    """
     family = _family(model)
-    for name in mapping:
-        if not isinstance(name, str):
-            raise TypeError(f"`mapping` must have the names of tensors as keys. Received: {name!r}")
-    counters = {name for name in mapping if name.endswith(COUNTER)}
-    counters = {name for name in counters if name.removesuffix(COUNTER) + ".running_var" in mapping}
-    arrays = {name: array for name, array in mapping.items() if name not in counters}
-    arrays = {name: array for name, array in arrays.items() if not family.is_derived(name)}
-    left_out = family.HEAD_PREFIXES if isinstance(model, Backbone) else ()
-    left_out += family.left_out_prefixes(model.backbone)
-    arrays = {name: array for name, array in arrays.items() if not name.startswith(left_out)}
-    tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
-    _check(tensors, arrays)
-    # Converted before the first is assigned: a tensor that is no array leaves the model as it was.
-    converted = [
-        (tensor.variable, tensor.to_keras(_to_numpy(arrays[name], tensor))) for name, tensor in tensors.items()
-    ]
-    for variable, array in converted:
-        variable.assign(array)
+    return place(model, family, named_arrays(path_or_mapping, entry))
 
 
 def to_torch_state_dict(model):
@@ -103,45 +117,3 @@ def _family(model):
         if isinstance(model, (Backbone, ImageClassifier)) and isinstance(model.backbone, backbone_class):
             return family
     raise TypeError(f"`model` must come from a builder or a backbone of keras_dualstream. Received: {type(model)}")
-
-
-def _check(tensors, arrays):
-    problems = []
-    missing = [name for name in tensors if name not in arrays]
-    if missing:
-        problems.append(f"missing in the checkpoint: {_listed(missing)}")
-    left_over = [name for name in arrays if name not in tensors]
-    if left_over:
-        problems.append(f"in the checkpoint but not in the model: {_listed(left_over)}")
-        if any(name.startswith("aux_head.") for name in left_over):
-            problems.append("the checkpoint has a token-label head: build the model with `token_label_head=True`")
-    shapes = [
-        f"{name} {tuple(np.shape(arrays[name]))} instead of {tensor.shape}"
-        for name, tensor in tensors.items()
-        if name in arrays and tuple(np.shape(arrays[name])) != tensor.shape
-    ]
-    if shapes:
-        problems.append(f"of the wrong shape: {_listed(shapes)}")
-    if problems:
-        raise ValueError(f"The checkpoint does not fit the model, which is unchanged: {'; '.join(problems)}.")
-
-
-def _listed(names, most=8):
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _to_numpy(array, tensor):
-    """The array in the dtype of the variable that will hold it."""
-    if hasattr(array, "detach"):
-        # A PyTorch tensor; NumPy knows no bfloat16.
-        array = array.detach().cpu()
-        array = array.float() if str(array.dtype) == "torch.bfloat16" else array
-    array = np.asarray(array)
-    # Kind "V" without fields is how NumPy sees bfloat16.
-    if array.dtype.kind not in "fiuV" or array.dtype.names is not None:
-        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}")
-    try:
-        return array.astype(tensor.variable.dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The tensor {tensor.name!r} must be numeric. Received: dtype={array.dtype}") from error

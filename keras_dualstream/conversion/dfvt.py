@@ -1,7 +1,5 @@
 """Where DFvT's checkpoint keeps what."""
 
-import re
-
 import keras
 import numpy as np
 
@@ -47,9 +45,6 @@ BLOCK = {
 
 HEAD_PREFIXES = ("norm.", "head.")
 
-# Of the windows of a block: which bias belongs to which pair of positions, and which pairs a shift keeps apart.
-DERIVED = re.compile(r"layers\.\d+\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)")
-
 # The published networks are made for images of this size where the model takes any.
 PUBLISHED_SIZE = 224
 
@@ -59,13 +54,11 @@ def left_out_prefixes(backbone):
     return ()
 
 
-def is_derived(name):
-    """Whether the checkpoint's tensor follows from the sizes of windows and images."""
-    return DERIVED.fullmatch(name) is not None
-
-
 def derived_tensors(model):
     """The checkpoint's tensors that follow from the sizes of windows and images.
+
+    Of each block: which bias belongs to which pair of a window's positions, and
+    which pairs a shift keeps apart.
 
     Args:
         model: a `DFvTBackbone`, or an `ImageClassifier` on one.

@@ -80,11 +80,6 @@ def left_out_prefixes(backbone):
     return ()
 
 
-def is_derived(name):
-    """Whether the checkpoint's tensor follows from the options of the model: none does."""
-    return False
-
-
 def derived_tensors(model):
     """The checkpoint's tensors that follow from the options of the model: none does."""
     return {}

@@ -49,15 +49,13 @@ TOKEN_ENHANCER = {
 
 HEAD_PREFIXES = ("classifier.",)
 
+# Made for one size of images, and resized to another.
+POSITION_TABLES = ("relative_pos_enc.",)
+
 
 def left_out_prefixes(backbone):
     """How the names begin that a backbone leaves out by its options: the position bias without it."""
     return () if backbone.position_bias else ("relative_pos_enc.",)
-
-
-def is_derived(name):
-    """Whether the checkpoint's tensor follows from the options of the model: none does."""
-    return False
 
 
 def derived_tensors(model):

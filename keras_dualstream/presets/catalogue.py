@@ -30,8 +30,8 @@ def find_weights(weights, variant):
     if weights == "imagenet":
         raise ValueError(
             f"The ImageNet weights of {variant} are published as a PyTorch checkpoint, to be converted once. Get it by "
-            f"the links at {PUBLISHED[variant[:-1]]}, read it with `torch.load` and pass its tensors to "
-            "`keras_dualstream.conversion.load_checkpoint(model, state_dict)`. "
+            f"the links at {PUBLISHED[variant[:-1]]} and load it with "
+            "`keras_dualstream.conversion.load_checkpoint(model, path)`. "
             "Received: weights='imagenet'"
         )
     if isinstance(weights, (str, os.PathLike)):

@@ -143,7 +143,7 @@ def test_a_token_label_checkpoint_wants_its_head(state_dict):
 def test_other_variants_and_things_are_refused(model, state_dict):
     with pytest.raises(ValueError, match="and [0-9]+ more; of the wrong shape"):
         load_checkpoint(keras_dualstream.DualViTS(input_shape=(32, 32, 3)), state_dict)
-    with pytest.raises(TypeError, match="`mapping` must be a dict from names to arrays; .* Received: <class 'list'>"):
+    with pytest.raises(TypeError, match="`path_or_mapping` must be the path .* or a dict .* Received: <class 'list'>"):
         load_checkpoint(model, list(state_dict))
     with pytest.raises(TypeError, match="`model` must come from a builder"):
         load_checkpoint(keras.Sequential(), state_dict)

@@ -1,0 +1,99 @@
+"""What a checkpoint needs to fit a model of other classes, image channels or pretraining size."""
+
+import numpy as np
+
+from keras_dualstream.models.backbone import Backbone
+from keras_dualstream.ops.resample import bicubic_taps
+
+# Of the images that every checkpoint was trained on.
+RGB = 3
+
+
+def other_classes(model, family, tensors, shapes):
+    """The tensors of the head that differ in the number of classes alone.
+
+    Args:
+        model: an `ImageClassifier` or a backbone.
+        family: module of the family, for its `HEAD_PREFIXES`.
+        tensors: dict from names to the model's `Tensor`s.
+        shapes: dict from names to the checkpoint's shapes.
+
+    Returns:
+        The names, and the checkpoint's number of classes; no names where the head fits, or where it differs
+        otherwise.
+    """
+    if isinstance(model, Backbone):
+        return [], None
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if name.startswith(family.HEAD_PREFIXES) and name in shapes and shapes[name] != tensor.shape
+    ]
+    classes = {shapes[name][:1] for name in names}
+    fits = all((model.num_classes, *shapes[name][1:]) == tensors[name].shape for name in names)
+    modules = {name.rpartition(".")[0] for name in names}
+    whole = all(name in names for name in tensors if name.rpartition(".")[0] in modules)
+    if not names or len(classes) != 1 or classes == {()} or not fits or not whole:
+        return [], None
+    return names, classes.pop()[0]
+
+
+def is_stem(array, shape):
+    """Whether `array` is a convolution of RGB images that fits `shape` but for its channels."""
+    return (
+        len(shape) == array.ndim == 4 and array.shape[1] == RGB != shape[1] and _without(array.shape) == _without(shape)
+    )
+
+
+def _without(shape):
+    return (shape[0], *shape[2:])
+
+
+def adapt_stem(array, channels):
+    """A convolution of RGB images as one of images with other channels.
+
+    One channel takes the sum of the three kernels, which gives grey images in
+    RGB their old response; others take the three in turn, scaled by
+    `3 / channels` to keep the size of the response.
+
+    Args:
+        array: array `(out, 3, height, width)`.
+        channels: int.
+
+    Returns:
+        Array `(out, channels, height, width)`.
+    """
+    array = _exact(array)
+    if channels == 1:
+        return array.sum(axis=1, keepdims=True)
+    return array[:, np.arange(channels) % RGB] * array.dtype.type(RGB / channels)
+
+
+def is_position_table(name, array, shape, family):
+    """Whether `array` is a table of the family that fits `shape` but for queries and keys."""
+    tables = tuple(getattr(family, "POSITION_TABLES", ()))
+    return name.startswith(tables) and array.ndim == 4 and array.shape[:2] == shape[:2] and array.size > 0
+
+
+def resize_table(array, queries, keys):
+    """A position table resized as an image of queries by keys, bicubic as `resize_bicubic`.
+
+    Args:
+        array: array `(1, heads, table_queries, table_keys)`.
+        queries: int.
+        keys: int.
+
+    Returns:
+        Array `(1, heads, queries, keys)`.
+    """
+    dtype, array = _exact(array).dtype, array.astype("float64")
+    for axis, size in ((2, queries), (3, keys)):
+        positions, weights = bicubic_taps(array.shape[axis], size, "float64")
+        rows = (size, 1) if axis == 2 else (size,)
+        array = sum(np.take(array, positions[:, tap], axis) * weights[:, tap].reshape(rows) for tap in range(4))
+    return array.astype(dtype)
+
+
+def _exact(array):
+    """The array in float32, or in float64 if it is."""
+    return array.astype("float64" if array.dtype == "float64" else "float32")

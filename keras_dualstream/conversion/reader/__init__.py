@@ -1,0 +1,1 @@
+"""Checkpoint files to arrays; nothing in a file is ever executed."""
