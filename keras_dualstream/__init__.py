@@ -3,6 +3,10 @@
 from keras_dualstream import conversion
 from keras_dualstream import layers
 from keras_dualstream.models.classifier import ImageClassifier
+from keras_dualstream.models.dsnet import DSNetB
+from keras_dualstream.models.dsnet import DSNetBackbone
+from keras_dualstream.models.dsnet import DSNetS
+from keras_dualstream.models.dsnet import DSNetT
 from keras_dualstream.models.dualvit import DualViTB
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.dualvit import DualViTL
@@ -15,6 +19,10 @@ from keras_dualstream.models.transxnet import TransXNetT
 __version__ = "0.1.0"
 
 __all__ = [
+    "DSNetB",
+    "DSNetBackbone",
+    "DSNetS",
+    "DSNetT",
     "DualViTB",
     "DualViTBackbone",
     "DualViTL",

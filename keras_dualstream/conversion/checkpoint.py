@@ -2,14 +2,16 @@
 
 import numpy as np
 
+from keras_dualstream.conversion import dsnet
 from keras_dualstream.conversion import dualvit
 from keras_dualstream.conversion import transxnet
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
+from keras_dualstream.models.dsnet import DSNetBackbone
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.transxnet import TransXNetBackbone
 
-FAMILIES = {DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
+FAMILIES = {DSNetBackbone: dsnet, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 
 # PyTorch counts batches beside each BatchNorm; nothing reads the count at a fixed momentum.
 COUNTER = ".num_batches_tracked"
@@ -111,6 +113,8 @@ def _check(tensors, arrays):
         problems.append(f"in the checkpoint but not in the model: {_listed(left_over)}")
         if any(name.startswith("aux_head.") for name in left_over):
             problems.append("the checkpoint has a token-label head: build the model with `token_label_head=True`")
+        if any(".cross_channel_up" in name for name in left_over):
+            problems.append("the checkpoint aligns its streams: build the model with `inter_scale_alignment=True`")
     shapes = [
         f"{name} {tuple(np.shape(arrays[name]))} instead of {tensor.shape}"
         for name, tensor in tensors.items()

@@ -25,11 +25,14 @@ VARIANTS = {
     "transxnet_t": ("TransXNetT", {}, ["2x224x224", "1x192x256"]),
     "transxnet_s": ("TransXNetS", {}, ["2x224x224"]),
     "transxnet_b": ("TransXNetB", {}, ["2x224x224"]),
+    "ds_net_tiny": ("DSNetT", {}, ["2x224x224", "1x256x256"]),
+    "ds_net_small": ("DSNetS", {}, ["2x224x224", "1x256x256"]),
+    "ds_net_base": ("DSNetB", {}, ["2x224x224"]),
 }
 CASES = [(variant, size) for variant, (_, _, sizes) in VARIANTS.items() for size in sizes]
 # What takes minutes to compile and shows nothing that the others do not is left to `make parity`: of the middle sizes
 # all, of the largest float64.
-MIDDLE = ("dualvit_s_no_token_label", "dualvit_b", "transxnet_s")
+MIDDLE = ("dualvit_s_no_token_label", "dualvit_b", "transxnet_s", "ds_net_small", "ds_net_base")
 LARGEST = ("dualvit_l", "transxnet_b")
 
 
@@ -41,7 +44,9 @@ def cases(slow_variants):
     ]
 
 
-TRAINED = ["dualvit_s_no_token_label", "transxnet_t"]
+TRAINED = ["dualvit_s_no_token_label", "transxnet_t", "ds_net_tiny"]
+# What else but stochastic depth draws at random in training.
+WITHOUT_DROPOUT = {"ds_net_tiny": {"attention_dropout_rate": 0.0}}
 
 
 def reference_model(variant, manifest=None, **options):
@@ -115,7 +120,13 @@ def train(variant, dtype, steps):
     with np.load(FIXTURES / "parity" / f"{variant}_10_classes_training.npz") as file:
         expected = dict(file)
     model = reference_model(
-        variant, f"{variant}_10_classes", classes=10, drop_path_rate=0.0, input_shape=(224, 224, 3), dtype=dtype
+        variant,
+        f"{variant}_10_classes",
+        classes=10,
+        drop_path_rate=0.0,
+        input_shape=(224, 224, 3),
+        dtype=dtype,
+        **WITHOUT_DROPOUT.get(variant, {}),
     )
     tensors = FAMILIES[type(model.backbone)].checkpoint_tensors(model)
     names = {id(tensor.variable): tensor.name for tensor in tensors}
@@ -141,8 +152,8 @@ def test_float64_training_follows_the_reference(variant, float64):
     np.testing.assert_allclose(found, expected["grad_norms"], rtol=1e-6, atol=1e-14 * expected["grad_norms"].max())
 
 
-# JAX compiles TransXNet's step for a minute and a half; `make parity` has it.
-@pytest.mark.parametrize("variant", [TRAINED[0], pytest.param(TRAINED[1], marks=pytest.mark.slow)])
+# JAX compiles TransXNet's step for a minute and a half; `make parity` has it and DS-Net's.
+@pytest.mark.parametrize("variant", [TRAINED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[1:])])
 def test_float32_training_follows_the_reference_at_first(variant):
     losses, _, expected = train(variant, "float32", steps=2)
     np.testing.assert_allclose(losses, expected["losses"][:2], rtol=1e-3)
