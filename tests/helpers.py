@@ -33,6 +33,9 @@ TINY_TRANSXNET = dict(
     layer_scale_init_value=0.5,
 )
 
+# A DS-Net with every kind of layer; heads, strides and channels differ from stage to stage.
+TINY_DSNET = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1), mlp_ratio=2.0)
+
 # For `compile` in tests that are about something else: TensorFlow takes longer to trace a training step of a Dual-ViT
 # than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
 RUN_EAGERLY = keras.config.backend() == "tensorflow"
@@ -42,6 +45,12 @@ def tiny_transxnet(input_shape=(32, 40, 3), classes=5, **options):
     """A small TransXNet classifier made by the public builder."""
     options = {**TINY_TRANSXNET, "drop_path_rate": 0.0, **options}
     return keras_dualstream.TransXNetT(input_shape=input_shape, classes=classes, **options)
+
+
+def tiny_dsnet(input_shape=(64, 72, 3), classes=5, **options):
+    """A small DS-Net classifier made by the public builder."""
+    options = {**TINY_DSNET, "drop_path_rate": 0.0, "attention_dropout_rate": 0.0, **options}
+    return keras_dualstream.DSNetT(input_shape=input_shape, classes=classes, **options)
 
 
 def tiny_model(input_shape=(32, 40, 3), classes=5, **options):

@@ -140,10 +140,19 @@ class DSBlock(keras.layers.Layer):
         for layer in (self.position, self.norm1, self.input_projection, self.propagation):
             layer.build(input_shape)
         if self.alignment is not None:
-            self.alignment.build(*self.propagation.compute_output_shape(input_shape))
+            self._build_alignment(input_shape)
         for layer in (self.output_projection, self.norm2, self.feed_forward):
             layer.build(input_shape)
         keep_frozen(self)
+
+    def _build_alignment(self, input_shape):
+        shapes = self.propagation.compute_output_shape(input_shape)
+        if any(shape[-1] == 0 for shape in shapes):
+            raise ValueError(
+                "`global_ratio` must leave both streams a channel to be aligned. "
+                f"Received: global_ratio={self.global_ratio}, channels={input_shape[-1]}"
+            )
+        self.alignment.build(*shapes)
 
     def call(self, x, training=None):
         x = x + self.position(x)

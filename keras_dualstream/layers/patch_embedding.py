@@ -73,7 +73,7 @@ class PatchEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         if normalization not in NORMALIZATIONS:
             raise ValueError(
-                f"`normalization` must be 'layer' or 'batch' or None. Received: normalization={normalization!r}"
+                f"`normalization` must be 'layer', 'batch' or None. Received: normalization={normalization!r}"
             )
         if padding is not None and padding < 0:
             raise ValueError(f"`padding` must be a number of zeros or None. Received: padding={padding}")
@@ -101,6 +101,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.norm = None if make_norm is None else make_norm(epsilon=epsilon, name="norm", **options)
 
     def build(self, input_shape):
+        self._check_size(input_shape)
         # Unbuilt, it would make Keras run the whole model eagerly before the first step, 20 s on JAX.
         self.pad.build(input_shape)
         self.projection.build(self.pad.compute_output_shape(input_shape))

@@ -59,6 +59,7 @@ def _attend(query, key, value, bias, dropout):
     scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
     scores = scores if is_float64(scores) else ops.cast(scores, "float32")
     scores = scores if bias is None else scores + ops.cast(bias, scores.dtype)
-    weights = ops.softmax(scores, axis=-1)
+    # Keras warns of a softmax over one key, which a grid of one position has.
+    weights = ops.exp(scores - scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
     weights = weights if dropout is None else dropout(weights)
     return ops.einsum("bhqk,bkhd->bqhd", ops.cast(weights, value.dtype), value)
