@@ -1,5 +1,6 @@
 """What several tests need: small models, weights that show every branch, gradients on every backend."""
 
+import functools
 import gzip
 import json
 import pathlib
@@ -57,6 +58,13 @@ def tiny_model(input_shape=(32, 40, 3), classes=5, **options):
     """A small classifier made by the public builder."""
     options = {**TINY, "drop_path_rate": 0.0, **options}
     return keras_dualstream.DualViTS(input_shape=input_shape, classes=classes, **options)
+
+
+@functools.cache
+def parameter_counts(builder, **options):
+    """All parameters of a variant and the trainable ones; large variants take seconds to build."""
+    model = getattr(keras_dualstream, builder)(**options)
+    return model.count_params(), sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
 
 
 def randomize(model, seed=0):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import randomize
+from helpers import tiny_dsnet
 from helpers import tiny_model
 from helpers import tiny_transxnet
 
@@ -56,6 +57,8 @@ HEADLESS = dict(include_top=False, input_shape=(None, None, 3), drop_path_rate=0
 CHANNELS_FIRST = dict(input_shape=(3, 33, 64), data_format="channels_first", include_preprocessing=False)
 TRANSXNET = dict(make=tiny_transxnet, input_shape=(65, 97, 3))
 TRANSXNET_HEADLESS = dict(make=tiny_transxnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
+DSNET = dict(make=tiny_dsnet, input_shape=(65, 97, 3))
+DSNET_HEADLESS = dict(make=tiny_dsnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
 
 
@@ -75,6 +78,9 @@ CASES = {
     "TransXNet, one batch": Case(TRANSXNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
     "TransXNet, any size": Case(TRANSXNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "on TransXNet, any batch": Case({**TRANSXNET, "make": pooled_transxnet}, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DS-Net, any batch": Case(DSNET, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DS-Net, one batch": Case(DSNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
+    "DS-Net, any size": Case(DSNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "channels first": Case(CHANNELS_FIRST, None, ((2, 3, 33, 64),)),
 }
 
@@ -84,11 +90,11 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
         "yes: any batch, any image size",
-        works=("any batch", "one batch", "any size", "TransXNet, any size"),
+        works=("any batch", "one batch", "any size", "TransXNet, any size", "DS-Net, any size"),
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
-        works=("any batch", "one batch", "one size", "TransXNet, any batch"),
+        works=("any batch", "one batch", "one size", "TransXNet, any batch", "DS-Net, any batch"),
         fails={"any size": (Exception, "Symbolic dimension comparison .* is inconclusive")},
     ),
     ("tf_saved_model", "torch"): Cell(
@@ -104,6 +110,8 @@ EXPORTS = {
             "TransXNet, any batch",
             "TransXNet, any size",
             "on TransXNet, any batch",
+            "DS-Net, any batch",
+            "DS-Net, any size",
         ),
     ),
     ("litert", "jax"): Cell(
@@ -117,7 +125,8 @@ EXPORTS = {
     ("torch", "tensorflow"): NO_TORCH_PROGRAM,
     ("torch", "jax"): NO_TORCH_PROGRAM,
     ("torch", "torch"): Cell(
-        "yes: one batch, one image size, both in `input_signature`", works=("one batch", "TransXNet, one batch")
+        "yes: one batch, one image size, both in `input_signature`",
+        works=("one batch", "TransXNet, one batch", "DS-Net, one batch"),
     ),
     **{("keras", backend): KERAS_FILE for backend in BACKENDS},
 }

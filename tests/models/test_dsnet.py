@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from helpers import RUN_EAGERLY
 from helpers import TINY_DSNET
 from helpers import compiled
 from helpers import gradient_function
 from helpers import images
+from helpers import parameter_counts
 from helpers import randomize
 from helpers import relative_error
 from helpers import tiny_dsnet
@@ -16,6 +18,7 @@ from keras import ops
 import keras_dualstream
 from keras_dualstream.conversion import load_checkpoint
 from keras_dualstream.conversion import to_torch_state_dict
+from keras_dualstream.models.dsnet import VARIANTS
 
 
 def values(model):
@@ -30,21 +33,19 @@ def pixels(*shape):
     return 255 * np.random.default_rng(0).random(shape).astype("float32")
 
 
-def millions(model):
-    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) / 1e6
+MILLIONS = {"DSNetT": (10.534, 9.096), "DSNetS": (23.005, 19.609), "DSNetB": (49.344, 41.814)}
 
 
-@pytest.mark.parametrize(("variant", "expected"), [("DSNetT", 9.096), ("DSNetS", 19.609), ("DSNetB", 41.814)])
-def test_without_alignment_variants_have_the_parameters_of_the_paper(variant, expected):
-    """With alignment, test_parity.py compares them with the checkpoints."""
-    model = getattr(keras_dualstream, variant)(inter_scale_alignment=False)
-    assert round(millions(model), 3) == expected
+@pytest.mark.parametrize("variant", MILLIONS)
+def test_variants_have_their_parameters_with_and_without_alignment(variant):
+    trainable = [parameter_counts(variant, **options)[1] for options in ({}, dict(inter_scale_alignment=False))]
+    assert tuple(round(count / 1e6, 3) for count in trainable) == MILLIONS[variant]
 
 
 @pytest.mark.parametrize(("global_ratio", "expected"), [(0, 8.6), (0.25, 8.7), (0.5, 9.1), (0.75, 9.8), (1, 10.7)])
 def test_every_share_of_global_channels_has_the_parameters_of_table_2(global_ratio, expected):
-    model = keras_dualstream.DSNetT(inter_scale_alignment=False, global_ratio=global_ratio)
-    assert round(millions(model), 1) == expected
+    _, trainable = parameter_counts("DSNetT", inter_scale_alignment=False, global_ratio=global_ratio)
+    assert round(trainable / 1e6, 1) == expected
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (63, 95), (64, 96)])
@@ -123,10 +124,9 @@ def test_options_without_weights_reach_their_blocks():
 
 
 def test_variants_train_with_the_published_rates():
-    for variant in ("DSNetT", "DSNetS", "DSNetB"):
-        options = dict(embed_dims=TINY_DSNET["embed_dims"], num_heads=TINY_DSNET["num_heads"])
-        block = getattr(keras_dualstream, variant)(**options).layers[-5]
-        assert (block.drop_path_rate, block.attention_dropout_rate) == (0.1, 0.1), block.name
+    assert {options["drop_path_rate"] for options in VARIANTS.values()} == {0.1}
+    block = keras_dualstream.DSNetT(**TINY_DSNET).get_layer("stage4_block1")
+    assert (block.drop_path_rate, block.attention_dropout_rate) == (0.1, 0.1)
 
 
 def test_gradients_reach_every_trainable_weight():
@@ -148,7 +148,7 @@ def test_half_precision_trains_and_predicts_like_float32(policy):
     optimizer = keras.optimizers.SGD(0.02)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+    model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
     losses = model.fit(x, labels, batch_size=10, epochs=6, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
