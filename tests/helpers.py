@@ -110,16 +110,16 @@ def read_manifest(variant):
         return json.load(file)
 
 
-def compiled(model):
+def compiled(model, **options):
     """The model's function of its inputs, as one program on JAX, which else compiles every operation by itself."""
     if keras.config.backend() != "jax":
-        return model
+        return functools.partial(model, **options)
     import jax
 
     @jax.jit
     def run(values, inputs):
         with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-            return model(*inputs)
+            return model(*inputs, **options)
 
     return lambda *inputs: run([variable.value for variable in model.variables], inputs)
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from helpers import RUN_EAGERLY
 from helpers import TINY_DSNET
 from helpers import compiled
 from helpers import gradient_function
@@ -56,18 +55,23 @@ def test_any_size_from_32_gives_the_pyramid(size):
     for level, channels in zip(range(2, 6), TINY_DSNET["embed_dims"], strict=True):
         expected[f"P{level}"] = (*(side // 2**level for side in size), channels)
     assert shapes == expected
-    assert compiled(backbone)(images(1, *size, 3)).shape == (1, *expected["P5"])
+    if size == (33, 47):
+        assert compiled(backbone)(images(1, *size, 3)).shape == (1, *expected["P5"])
 
 
-def test_a_model_of_unknown_size_equals_one_of_known_size():
-    fixed = randomize(tiny_dsnet((90, 71, 3), classifier_activation=None))
-    free = tiny_dsnet((None, None, 3), classifier_activation=None)
-    free.set_weights(fixed.get_weights())
+def test_unknown_sizes_and_channels_first_images_give_the_same():
     x = pixels(2, 90, 71, 3)
-    # After a second size TensorFlow traces height and width as unknown.
-    for other in (x, x[:, :44], x):
-        found = logits_of(free, other)
-    assert relative_error(found, logits_of(fixed, x)) < 2e-6
+    fixed = randomize(tiny_dsnet((90, 71, 3), classifier_activation=None))
+    expected = logits_of(fixed, x)
+    free = tiny_dsnet((None, None, 3), classifier_activation=None)
+    first = tiny_dsnet((3, 90, 71), data_format="channels_first", classifier_activation=None)
+    for model in (free, first):
+        model.set_weights(fixed.get_weights())
+    if keras.config.backend() == "tensorflow":
+        # After a second size TensorFlow traces height and width as unknown.
+        logits_of(free, x), logits_of(free, x[:, :44])
+    assert relative_error(logits_of(free, x), expected) < 2e-6
+    assert relative_error(logits_of(first, x.transpose(0, 3, 1, 2)), expected) < 1e-6
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
@@ -80,14 +84,6 @@ def test_float64_is_exact_where_the_size_is_unknown_while_tracing():
     x = pixels(2, 90, 71, 3).astype("float64")
     traced = tf.function(free, input_signature=[tf.TensorSpec((None, None, None, 3), "float64")])
     assert relative_error(traced(x), fixed(x)) < 1e-12
-
-
-def test_channels_first_images_give_the_same():
-    last = randomize(tiny_dsnet((64, 40, 3)))
-    first = tiny_dsnet((3, 64, 40), data_format="channels_first")
-    first.set_weights(last.get_weights())
-    x = pixels(2, 64, 40, 3)
-    assert relative_error(logits_of(first, x.transpose(0, 3, 1, 2)), logits_of(last, x)) < 1e-6
 
 
 OPTIONS = {
@@ -126,43 +122,48 @@ def test_options_without_weights_reach_their_blocks():
 def test_variants_train_with_the_published_rates():
     assert {options["drop_path_rate"] for options in VARIANTS.values()} == {0.1}
     block = keras_dualstream.DSNetT(**TINY_DSNET).get_layer("stage4_block1")
-    assert (block.drop_path_rate, block.attention_dropout_rate) == (0.1, 0.1)
+    assert (round(block.drop_path_rate, 9), block.attention_dropout_rate) == (0.1, 0.1)
 
 
-def test_gradients_reach_every_trainable_weight():
-    model = randomize(tiny_dsnet((73, 101, 3), classifier_activation=None))
-    target = ops.convert_to_tensor(np.random.default_rng(3).standard_normal((3, 5)), dtype="float32")
-    step = gradient_function(model, lambda logits: ops.mean(ops.square(logits - target)), training=True)
-    _, gradients = step(pixels(3, 73, 101, 3))
-    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
-        assert gradient is not None, weight.path
-        assert np.abs(gradient).max() > 0, weight.path
+@pytest.fixture(scope="module")
+def single():
+    """A model in float32, images of an odd size for it, and its logits."""
+    model, x = randomize(tiny_dsnet((101, 73, 3), classifier_activation=None)), pixels(3, 101, 73, 3)
+    return model, x, logits_of(model, x)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_trains_and_predicts_like_float32(policy):
-    labels = np.arange(20) % 5
-    rng = np.random.default_rng(0)
-    x = (40 * labels[:, None, None, None] + 20 * rng.random((20, 64, 64, 3))).astype("float32")
-    model = tiny_dsnet((64, 64, 3), dtype=policy, attention_dropout_rate=0.1)
-    optimizer = keras.optimizers.SGD(0.02)
-    if policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
-    losses = model.fit(x, labels, batch_size=10, epochs=6, verbose=0).history["loss"]
-    assert np.isfinite(losses).all()
-    assert losses[-1] < losses[0]
-    single = tiny_dsnet((64, 64, 3))
-    single.set_weights(list(values(model).values()))
-    assert relative_error(logits_of(model, x), logits_of(single, x)) < 0.02
+def test_half_precision_predicts_like_float32(policy, single):
+    model, x, expected = single
+    half = tiny_dsnet((101, 73, 3), classifier_activation=None, dtype=policy)
+    half.set_weights(model.get_weights())
+    assert relative_error(logits_of(half, x), expected) < 0.02
+
+
+def test_gradients_reach_every_weight_and_train_in_float16():
+    """In float32 and float64, test_parity.py has them."""
+    model = randomize(tiny_dsnet((101, 73, 3), classifier_activation=None, dtype="mixed_float16"))
+    target = ops.convert_to_tensor(np.random.default_rng(3).standard_normal((3, 5)), dtype="float32")
+    scale, x, losses = 128.0, pixels(3, 101, 73, 3), []
+    step = gradient_function(model, lambda logits: scale * ops.mean(ops.square(logits - target)), training=True)
+    for _ in range(3):
+        loss, gradients = step(x)
+        losses.append(loss)
+        for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+            assert gradient is not None, weight.path
+            assert np.isfinite(gradient).all(), weight.path
+            assert np.abs(gradient).max() > 0, weight.path
+            weight.assign(to_numpy(weight) - 0.002 / scale * gradient)
+    assert losses[2] < losses[1] < losses[0]
 
 
 def test_an_archive_gives_back_the_model(tmp_path):
     model = randomize(tiny_dsnet(attention_dropout_rate=0.1))
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
-    x = pixels(2, 64, 72, 3)
-    np.testing.assert_array_equal(logits_of(restored, x), logits_of(model, x))
+    assert restored.get_config() == model.get_config()
+    found = values(restored)
+    assert all((found[name] == value).all() for name, value in values(model).items())
 
 
 def test_one_weights_file_serves_every_head_and_every_rate(tmp_path):
@@ -251,4 +252,4 @@ def test_a_mistake_is_named(mistake):
 
 def test_an_image_too_small_for_a_free_size_is_named():
     with pytest.raises(ValueError, match="images at least 32x32"):
-        tiny_dsnet((None, None, 3))(images(1, 31, 64, 3))
+        tiny_dsnet((None, None, 3))(keras.Input((31, 64, 3)))

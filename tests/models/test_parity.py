@@ -36,6 +36,7 @@ CASES = [(variant, size) for variant, (_, _, sizes) in VARIANTS.items() for size
 # all, of the largest float64.
 MIDDLE = ("dualvit_s_no_token_label", "dualvit_b", "transxnet_s", "ds_net_small", "ds_net_base")
 LARGEST = ("dualvit_l", "transxnet_b")
+OTHER_SIZE = ("ds_net_tiny", "1x256x256")
 
 
 def cases(slow):
@@ -83,14 +84,14 @@ def parity_errors(variant, size, dtype):
     return errors
 
 
-@pytest.mark.parametrize(("variant", "size"), cases(MIDDLE))
+@pytest.mark.parametrize(("variant", "size"), cases((*MIDDLE, OTHER_SIZE)))
 def test_float32_is_within_rounding_of_the_reference(variant, size):
     errors = parity_errors(variant, size, "float32")
     print(keras.config.backend(), "float32", variant, size, {key: f"{error:.1e}" for key, error in errors.items()})
     assert max(errors.values()) < 5e-6
 
 
-@pytest.mark.parametrize(("variant", "size"), cases((*MIDDLE, *LARGEST, ("ds_net_tiny", "1x256x256"))))
+@pytest.mark.parametrize(("variant", "size"), cases((*MIDDLE, *LARGEST, OTHER_SIZE)))
 def test_float64_equals_the_reference(variant, size, float64):
     errors = parity_errors(variant, size, float64)
     print(keras.config.backend(), "float64", variant, size, {key: f"{error:.1e}" for key, error in errors.items()})
@@ -143,10 +144,17 @@ def train(variant, dtype, steps):
     return losses, norms, expected
 
 
-# A step of DS-Net takes seconds: two show it, and `make parity` has all four.
+# A step of DS-Net takes seconds, and on JAX half a minute to compile: two show it, and `make parity` has all four.
+SLOW_ON_JAX = [pytest.mark.slow] if keras.config.backend() == "jax" else []
+
+
 @pytest.mark.parametrize(
     ("variant", "steps"),
-    [*((variant, 4) for variant in TRAINED[:2]), (TRAINED[2], 2), pytest.param(TRAINED[2], 4, marks=pytest.mark.slow)],
+    [
+        *((variant, 4) for variant in TRAINED[:2]),
+        pytest.param(TRAINED[2], 2, marks=SLOW_ON_JAX),
+        pytest.param(TRAINED[2], 4, marks=pytest.mark.slow),
+    ],
 )
 def test_float64_training_follows_the_reference(variant, steps, float64):
     losses, norms, expected = train(variant, float64, steps)
