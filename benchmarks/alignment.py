@@ -3,9 +3,9 @@
     KERAS_BACKEND=torch python benchmarks/alignment.py
 
 Prints Markdown: the multiplications of DSNetT without alignment and of the alignment beside the number of local
-positions, and the milliseconds of a prediction of one image, the fastest of several. The global streams keep the 7×7 (in
-the last stage 3×3) positions that they have at 224, by global strides that grow with the image. A second table counts
-the variants at their own strides.
+positions, and the milliseconds of a prediction of one image, the fastest of several. The global streams keep the 7×7
+(in the last stage 3×3) positions that they have at 224, by global strides that grow with the image. A second table
+counts the variants at their own strides.
 """
 
 import argparse
