@@ -54,10 +54,11 @@ class CoAttention(keras.layers.Layer):
 
     Example:
 
-    >>> fine, coarse = keras.ops.ones((2, 14, 21, 32)), keras.ops.ones((2, 3, 5, 32))
-    >>> fine, coarse = CoAttention(num_heads=2)(fine, coarse)
-    >>> tuple(fine.shape), tuple(coarse.shape)
-    ((2, 14, 21, 32), (2, 3, 5, 32))
+    >>> fine, coarse = keras.Input((14, 21, 32)), keras.Input((3, 5, 32))
+    >>> aligned = CoAttention(num_heads=2)(fine, coarse)
+    >>> model = keras.Model([fine, coarse], aligned)
+    >>> model.output_shape
+    [(None, 14, 21, 32), (None, 3, 5, 32)]
 
     Reference:
         Mao et al., "Dual-stream Network for Visual Recognition", eq. 3-6

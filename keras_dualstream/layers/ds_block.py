@@ -60,9 +60,11 @@ class DSBlock(keras.layers.Layer):
 
     Example:
 
-    >>> y = DSBlock(num_heads=2, global_stride=4)(keras.ops.ones((2, 14, 9, 32)))
-    >>> tuple(y.shape)
-    (2, 14, 9, 32)
+    >>> x = keras.Input((14, 9, 32))
+    >>> y = DSBlock(num_heads=2, global_stride=4)(x)
+    >>> model = keras.Model(x, y)
+    >>> model.output_shape
+    (None, 14, 9, 32)
 
     Reference:
         Mao et al., "Dual-stream Network for Visual Recognition", section 3
