@@ -83,6 +83,15 @@ def find_builder(name):
     return builders[name]
 
 
+def branch_options(name):
+    """Branches that start at a tenth of their strength suit a short training better than the papers' millionth."""
+    import keras_dualstream
+
+    backbone = getattr(keras_dualstream, f"{name[:-1]}Backbone")
+    scaled = "layer_scale_init_value" in inspect.signature(backbone).parameters
+    return {"layer_scale_init_value": 0.1} if scaled else {}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Data: arrays of uint8 images, labels and class names; then tf.data.
 
@@ -272,9 +281,8 @@ def run(arguments, output):
 
     def build(**options):
         keras.utils.set_random_seed(1)
-        # Branches that start at a tenth of their strength suit a short training better than the papers' millionth.
         try:
-            return builder(input_shape=images.shape[1:], layer_scale_init_value=0.1, **options)
+            return builder(input_shape=images.shape[1:], **branch_options(arguments.model), **options)
         except ValueError as error:
             raise Problem(
                 f"{arguments.model} cannot be built with --image-size {arguments.image_size}: {error}"

@@ -7,6 +7,10 @@ from keras_dualstream.models.dfvt import DFvTB
 from keras_dualstream.models.dfvt import DFvTBackbone
 from keras_dualstream.models.dfvt import DFvTS
 from keras_dualstream.models.dfvt import DFvTT
+from keras_dualstream.models.dsnet import DSNetB
+from keras_dualstream.models.dsnet import DSNetBackbone
+from keras_dualstream.models.dsnet import DSNetS
+from keras_dualstream.models.dsnet import DSNetT
 from keras_dualstream.models.dualvit import DualViTB
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.dualvit import DualViTL
@@ -23,6 +27,10 @@ __all__ = [
     "DFvTBackbone",
     "DFvTS",
     "DFvTT",
+    "DSNetB",
+    "DSNetBackbone",
+    "DSNetS",
+    "DSNetT",
     "DualViTB",
     "DualViTBackbone",
     "DualViTL",

@@ -1,5 +1,6 @@
 """What several tests need: small models, weights that show every branch, gradients on every backend."""
 
+import functools
 import gzip
 import json
 import pathlib
@@ -38,6 +39,9 @@ TINY_DFVT = dict(
     embed_dim=48, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 4), mlp_ratio=2.0, window_size=2, drop_path_rate=0.0
 )
 
+# A DS-Net with every kind of layer; heads, strides and channels differ from stage to stage.
+TINY_DSNET = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1), mlp_ratio=2.0)
+
 # For `compile` in tests that are about something else: TensorFlow takes longer to trace a training step of a Dual-ViT
 # than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
 RUN_EAGERLY = keras.config.backend() == "tensorflow"
@@ -54,10 +58,23 @@ def tiny_dfvt(input_shape=(32, 40, 3), classes=5, **options):
     return keras_dualstream.DFvTT(input_shape=input_shape, classes=classes, **{**TINY_DFVT, **options})
 
 
+def tiny_dsnet(input_shape=(64, 72, 3), classes=5, **options):
+    """A small DS-Net classifier made by the public builder."""
+    options = {**TINY_DSNET, "drop_path_rate": 0.0, "attention_dropout_rate": 0.0, **options}
+    return keras_dualstream.DSNetT(input_shape=input_shape, classes=classes, **options)
+
+
 def tiny_model(input_shape=(32, 40, 3), classes=5, **options):
     """A small classifier made by the public builder."""
     options = {**TINY, "drop_path_rate": 0.0, **options}
     return keras_dualstream.DualViTS(input_shape=input_shape, classes=classes, **options)
+
+
+@functools.cache
+def parameter_counts(builder, **options):
+    """All parameters of a variant and the trainable ones; large variants take seconds to build."""
+    model = getattr(keras_dualstream, builder)(**options)
+    return model.count_params(), sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
 
 
 def randomize(model, seed=0):
@@ -103,16 +120,16 @@ def read_manifest(variant):
         return json.load(file)
 
 
-def compiled(model):
+def compiled(model, **options):
     """The model's function of its inputs, as one program on JAX, which else compiles every operation by itself."""
     if keras.config.backend() != "jax":
-        return model
+        return functools.partial(model, **options)
     import jax
 
     @jax.jit
     def run(values, inputs):
         with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-            return model(*inputs)
+            return model(*inputs, **options)
 
     return lambda *inputs: run([variable.value for variable in model.variables], inputs)
 

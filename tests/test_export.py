@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import randomize
 from helpers import tiny_dfvt
+from helpers import tiny_dsnet
 from helpers import tiny_model
 from helpers import tiny_transxnet
 
@@ -59,6 +60,8 @@ DFVT = dict(make=tiny_dfvt, depths=(2, 1, 2, 1), input_shape=(65, 97, 3))
 DFVT_HEADLESS = dict(make=tiny_dfvt, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 TRANSXNET = dict(make=tiny_transxnet, input_shape=(65, 97, 3))
 TRANSXNET_HEADLESS = dict(make=tiny_transxnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
+DSNET = dict(make=tiny_dsnet, input_shape=(65, 97, 3))
+DSNET_HEADLESS = dict(make=tiny_dsnet, include_top=False, input_shape=(None, None, 3), drop_path_rate=0.5)
 MIXED = dict(input_shape=(32, 32, 3), dtype="mixed_float16")
 
 
@@ -81,6 +84,9 @@ CASES = {
     "TransXNet, one batch": Case(TRANSXNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
     "TransXNet, any size": Case(TRANSXNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "on TransXNet, any batch": Case({**TRANSXNET, "make": pooled_transxnet}, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DS-Net, any batch": Case(DSNET, None, ((2, 65, 97, 3), (1, 65, 97, 3))),
+    "DS-Net, one batch": Case(DSNET, (1, 65, 97, 3), ((1, 65, 97, 3),)),
+    "DS-Net, any size": Case(DSNET_HEADLESS, None, ((1, 64, 64, 3), (2, 65, 97, 3), (1, 90, 33, 3))),
     "channels first": Case(CHANNELS_FIRST, None, ((2, 3, 33, 64),)),
 }
 
@@ -90,11 +96,11 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
         "yes: any batch, any image size",
-        works=("any batch", "one batch", "any size", "DFvT, any size", "TransXNet, any size"),
+        works=("any batch", "one batch", "any size", "DFvT, any size", "TransXNet, any size", "DS-Net, any size"),
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
-        works=("any batch", "one batch", "one size", "DFvT, any batch", "TransXNet, any batch"),
+        works=("any batch", "one batch", "one size", "DFvT, any batch", "TransXNet, any batch", "DS-Net, any batch"),
         fails={"any size": (Exception, "Symbolic dimension comparison .* is inconclusive")},
     ),
     ("tf_saved_model", "torch"): Cell(
@@ -112,6 +118,8 @@ EXPORTS = {
             "TransXNet, any batch",
             "TransXNet, any size",
             "on TransXNet, any batch",
+            "DS-Net, any batch",
+            "DS-Net, any size",
         ),
     ),
     ("litert", "jax"): Cell(
@@ -126,7 +134,7 @@ EXPORTS = {
     ("torch", "jax"): NO_TORCH_PROGRAM,
     ("torch", "torch"): Cell(
         "yes: one batch, one image size, both in `input_signature`",
-        works=("one batch", "DFvT, one batch", "TransXNet, one batch"),
+        works=("one batch", "DFvT, one batch", "TransXNet, one batch", "DS-Net, one batch"),
     ),
     **{("keras", backend): KERAS_FILE for backend in BACKENDS},
 }

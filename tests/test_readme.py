@@ -8,9 +8,12 @@ import re
 import keras
 import numpy as np
 import pytest
+from helpers import parameter_counts
 from helpers import randomize
 
 import keras_dualstream
+from keras_dualstream.models import dfvt
+from keras_dualstream.models import dsnet
 from keras_dualstream.models import dualvit
 from keras_dualstream.models import transxnet
 
@@ -49,12 +52,27 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "dualvit_s.tflite").stat().st_size > 30e6
 
 
-@pytest.mark.parametrize("variant", [*dualvit.VARIANTS, *transxnet.VARIANTS])
+VARIANTS = {
+    **dualvit.VARIANTS,
+    **transxnet.VARIANTS,
+    **dsnet.VARIANTS,
+    # Every stage has twice the channels of the one before.
+    **{
+        name: {**row, "embed_dims": [row["embed_dim"] * 2**stage for stage in range(4)]}
+        for name, row in dfvt.VARIANTS.items()
+    },
+}
+# What the columns after the name count: options of the builder, one column each.
+COUNTED = {
+    **dict.fromkeys(dualvit.VARIANTS, [dict(token_label_head=value) for value in (True, False)]),
+    **dict.fromkeys(dsnet.VARIANTS, [dict(inter_scale_alignment=value) for value in (True, False)]),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_table_has_every_model_and_its_parameters(variant):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{variant}`"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    builder = getattr(keras_dualstream, variant)
-    heads = [dict(token_label_head=value) for value in (True, False)] if variant in dualvit.VARIANTS else [{}]
-    assert cells[1 : 1 + len(heads)] == [f"{builder(**options).count_params():,}" for options in heads]
-    options = {**dualvit.VARIANTS, **transxnet.VARIANTS}[variant]
-    assert cells[-2:] == [", ".join(map(str, options[name])) for name in ("embed_dims", "depths")]
+    counted = COUNTED.get(variant, [{}])
+    assert cells[1 : 1 + len(counted)] == [f"{parameter_counts(variant, **options)[0]:,}" for options in counted]
+    assert cells[-2:] == [", ".join(map(str, VARIANTS[variant][name])) for name in ("embed_dims", "depths")]

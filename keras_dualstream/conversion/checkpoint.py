@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from keras_dualstream.conversion import dfvt
+from keras_dualstream.conversion import dsnet
 from keras_dualstream.conversion import dualvit
 from keras_dualstream.conversion import transxnet
 from keras_dualstream.conversion.placement import COUNTER
@@ -15,10 +16,11 @@ from keras_dualstream.conversion.placement import place
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.classifier import ImageClassifier
 from keras_dualstream.models.dfvt import DFvTBackbone
+from keras_dualstream.models.dsnet import DSNetBackbone
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.transxnet import TransXNetBackbone
 
-FAMILIES = {DFvTBackbone: dfvt, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
+FAMILIES = {DFvTBackbone: dfvt, DSNetBackbone: dsnet, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
 
 
 def load_checkpoint(model, path_or_mapping, entry=None):

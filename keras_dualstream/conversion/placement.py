@@ -161,6 +161,8 @@ def _check(tensors, arrays, new):
         problems.append(f"in the checkpoint but not in the model: {listed(left_over)}")
         if any(name.startswith("aux_head.") for name in left_over):
             problems.append("the checkpoint has a token-label head: build the model with `token_label_head=True`")
+        if any(".cross_channel_up" in name for name in left_over):
+            problems.append("the checkpoint aligns its streams: build the model with `inter_scale_alignment=True`")
     shapes = [
         f"{name} {tuple(np.shape(arrays[name]))} instead of {tensor.shape}"
         for name, tensor in tensors.items()

@@ -16,13 +16,33 @@ def check_heads(num_heads, channels):
         )
 
 
-class _MultiHead(keras.layers.Layer):
-    """What both kinds of attention share: heads, and an optional output projection."""
+def attention_dropout(rate, dtype_policy):
+    """The dropout of attention weights, which are in float32 under a mixed policy.
 
-    def __init__(self, num_heads, use_projection=True, **kwargs):
+    Args:
+        rate: float. Probability of dropping a weight.
+        dtype_policy: dtype policy of the attention.
+
+    Returns:
+        A `Dropout` layer.
+
+    Raises:
+        ValueError: if `rate` is not in `[0, 1)`.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"`attention_dropout_rate` must be in [0, 1). Received: attention_dropout_rate={rate}")
+    return keras.layers.Dropout(rate, name="attention_dropout", dtype=dtype_policy.variable_dtype)
+
+
+class _MultiHead(keras.layers.Layer):
+    """What both kinds of attention share: heads, dropout of the weights, and an optional output projection."""
+
+    def __init__(self, num_heads, use_projection=True, attention_dropout_rate=0.0, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.use_projection = use_projection
+        self.attention_dropout_rate = attention_dropout_rate
+        self.attention_dropout = attention_dropout(attention_dropout_rate, self.dtype_policy)
         self.projection = None
 
     def _build_projection(self, input_shape):
@@ -36,12 +56,18 @@ class _MultiHead(keras.layers.Layer):
         layer.build(input_shape)
         return layer
 
-    def _attend(self, query, key, value):
-        output = multi_head_attention(query, key, value, self.num_heads)
+    def _attend(self, query, key, value, training):
+        dropout = self.attention_dropout if training and self.attention_dropout_rate > 0 else None
+        output = multi_head_attention(query, key, value, self.num_heads, dropout=dropout)
         return output if self.projection is None else self.projection(output)
 
     def get_config(self):
-        return {**super().get_config(), "num_heads": self.num_heads, "use_projection": self.use_projection}
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "use_projection": self.use_projection,
+            "attention_dropout_rate": self.attention_dropout_rate,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -55,16 +81,20 @@ class Attention(_MultiHead):
         num_heads: int. Number of heads; divides the channels.
         use_projection: bool. Whether an output projection follows the heads.
             Defaults to `True`.
+        attention_dropout_rate: float. Rate at which training drops attention
+            weights. Defaults to `0.0`.
 
     Call arguments:
         x: float tensor `(batch, queries, channels)`: the tokens that ask.
         context: float tensor `(batch, keys, channels)`: the tokens that answer.
+        training: bool. Whether to drop attention weights.
 
     Returns:
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `num_heads` does not divide the channels.
+        ValueError: if `num_heads` does not divide the channels, or
+            `attention_dropout_rate` is not in `[0, 1)`.
 
     Example:
 
@@ -82,9 +112,9 @@ class Attention(_MultiHead):
         self.key_value = self._linear(2 * x_shape[-1], "key_value", context_shape)
         keep_frozen(self)
 
-    def call(self, x, context):
+    def call(self, x, context, training=None):
         key, value = ops.split(self.key_value(context), 2, axis=-1)
-        return self._attend(self.query(x), key, value)
+        return self._attend(self.query(x), key, value, training)
 
     def compute_output_shape(self, x_shape, context_shape):
         return x_shape
@@ -101,15 +131,19 @@ class SelfAttention(_MultiHead):
         num_heads: int. Number of heads; divides the channels.
         use_projection: bool. Whether an output projection follows the heads.
             Defaults to `True`.
+        attention_dropout_rate: float. Rate at which training drops attention
+            weights. Defaults to `0.0`.
 
     Call arguments:
         x: float tensor `(batch, tokens, channels)`.
+        training: bool. Whether to drop attention weights.
 
     Returns:
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `num_heads` does not divide the channels.
+        ValueError: if `num_heads` does not divide the channels, or
+            `attention_dropout_rate` is not in `[0, 1)`.
 
     Example:
 
@@ -125,8 +159,8 @@ class SelfAttention(_MultiHead):
         self.query_key_value = self._linear(3 * input_shape[-1], "query_key_value", input_shape)
         keep_frozen(self)
 
-    def call(self, x):
-        return self._attend(*ops.split(self.query_key_value(x), 3, axis=-1))
+    def call(self, x, training=None):
+        return self._attend(*ops.split(self.query_key_value(x), 3, axis=-1), training)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -8,12 +8,13 @@ from keras import ops
 from keras_dualstream.ops.float64 import is_float64
 
 
-def multi_head_attention(query, key, value, num_heads, bias=None):
+def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
     """Attention of `query` tokens over `key`/`value` tokens, head by head.
 
     Each head computes `softmax(q kᵀ / √d + bias) v` on its `d = channels / num_heads`
     channels; the heads are laid side by side again. The softmax is computed in
-    float32 whatever the dtype of the tokens, and PyTorch uses its fused kernel.
+    float32 whatever the dtype of the tokens, and PyTorch uses its fused kernel
+    where no weight is dropped.
 
     Args:
         query: float tensor `(batch, queries, channels)`.
@@ -22,6 +23,8 @@ def multi_head_attention(query, key, value, num_heads, bias=None):
         num_heads: int. Number of heads; divides `channels`.
         bias: float tensor that broadcasts to `(batch, heads, queries, keys)`,
             added before the softmax. Defaults to `None`.
+        dropout: function applied to the weights after the softmax, such as a
+            `Dropout` layer; `None` for none. Defaults to `None`.
 
     Returns:
         Tensor `(batch, queries, channels)`.
@@ -29,7 +32,10 @@ def multi_head_attention(query, key, value, num_heads, bias=None):
     query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
     # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on TensorFlow.
     query = query * query.shape[-1] ** -0.5
-    attend = _attend if _has_no_kernel(query) else functools.partial(ops.dot_product_attention, scale=1.0)
+    if dropout is not None or _has_no_kernel(query):
+        attend = functools.partial(_attend, dropout=dropout)
+    else:
+        attend = functools.partial(ops.dot_product_attention, scale=1.0)
     output = attend(query, key, value, bias=bias)
     return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
 
@@ -48,10 +54,12 @@ def _has_no_kernel(x):
     return is_float64(x) or (keras.config.backend() == "jax" and x.dtype == "float16")
 
 
-def _attend(query, key, value, bias):
-    """Attention of scaled queries, `softmax(q kᵀ + bias) v`, with a softmax in at least float32."""
+def _attend(query, key, value, bias, dropout):
+    """Attention of scaled queries, `dropout(softmax(q kᵀ + bias)) v`, with a softmax in at least float32."""
     scores = ops.einsum("bqhd,bkhd->bhqk", query, key)
     scores = scores if is_float64(scores) else ops.cast(scores, "float32")
     scores = scores if bias is None else scores + ops.cast(bias, scores.dtype)
-    weights = ops.softmax(scores, axis=-1)
+    # Keras warns of a softmax over one key, which a grid of one position has.
+    weights = ops.exp(scores - scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
+    weights = weights if dropout is None else dropout(weights)
     return ops.einsum("bhqk,bkhd->bqhd", ops.cast(weights, value.dtype), value)

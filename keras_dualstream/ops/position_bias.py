@@ -1,4 +1,4 @@
-"""Attention with a learned bias per head, query and key, in pieces that keep memory linear."""
+"""Attention in pieces that keep memory linear, with a learned bias per head, query and key or without."""
 
 import functools
 
@@ -14,7 +14,7 @@ from keras_dualstream.ops.resample import bicubic_taps
 SCORES_PER_PIECE = 2**24
 
 
-def position_biased_attention(query, key, value, num_heads, table=None, remat=False):
+def position_biased_attention(query, key, value, num_heads, table=None, remat=False, dropout=None):
     """Multi-head attention plus a table of biases, resized to the numbers of queries and keys.
 
     A table made for other numbers is resized as an image of queries by keys
@@ -30,7 +30,9 @@ def position_biased_attention(query, key, value, num_heads, table=None, remat=Fa
         table: float tensor `(1, num_heads, table_queries, table_keys)` of
             static size, or `None` for no bias.
         remat: bool. Whether the backward pass computes the pieces anew instead
-            of keeping their scores. Defaults to `False`.
+            of keeping their scores; not with `dropout`, which would drop others
+            the second time. Defaults to `False`.
+        dropout: as `multi_head_attention` takes it. Defaults to `None`.
 
     Returns:
         Tensor `(batch, queries, channels)`.
@@ -48,15 +50,15 @@ def position_biased_attention(query, key, value, num_heads, table=None, remat=Fa
         biases = [functools.partial(_slice, piece=piece) for piece in pieces]
     outputs = []
     for piece, bias in zip(pieces, biases, strict=True):
-        attend = functools.partial(_attend_piece, num_heads=num_heads, bias=bias)
-        attend = keras.remat(attend) if remat and len(pieces) > 1 else attend
+        attend = functools.partial(_attend_piece, num_heads=num_heads, bias=bias, dropout=dropout)
+        attend = keras.remat(attend) if remat and dropout is None and len(pieces) > 1 else attend
         inputs = [query[:, piece], key, value]
         outputs.append(attend(*inputs) if table is None else attend(*inputs, table))
     return outputs[0] if len(pieces) == 1 else ops.concatenate(outputs, axis=1)
 
 
-def _attend_piece(query, key, value, table=None, *, num_heads, bias):
-    return multi_head_attention(query, key, value, num_heads, None if table is None else bias(table))
+def _attend_piece(query, key, value, table=None, *, num_heads, bias, dropout):
+    return multi_head_attention(query, key, value, num_heads, None if table is None else bias(table), dropout)
 
 
 def _pieces(queries, keys, num_heads):

@@ -104,6 +104,54 @@ def bicubic_taps(size, new_size, dtype):
     return positions, weights.astype(dtype) if xp is np else ops.cast(weights, dtype)
 
 
+def resize_bilinear(x, height, width):
+    """Bilinear resize of maps as PyTorch's `interpolate` does it.
+
+    Half-pixel centres (`align_corners=False`), no antialiasing, edges replicated.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        height: int or scalar tensor. Rows of the result.
+        width: int or scalar tensor. Columns of the result.
+
+    Returns:
+        Tensor `(batch, height, width, channels)`.
+    """
+    _, rows, columns, _ = ops.shape(x)
+    # The tensor stands first: the other order fails in LiteRT with a dynamic batch.
+    x = ops.einsum("bhwc,oh->bowc", x, bilinear_matrix(rows, height, x.dtype))
+    return ops.einsum("bowc,pw->bopc", x, bilinear_matrix(columns, width, x.dtype))
+
+
+def bilinear_matrix(size, new_size, dtype):
+    """The weights of a bilinear resize along one axis, in the conventions of `resize_bilinear`.
+
+    Args:
+        size: int or scalar tensor. Positions along the axis.
+        new_size: int or scalar tensor. Positions of the result.
+        dtype: dtype of the weights.
+
+    Returns:
+        Tensor `(new_size, size)`, a constant where both sizes are known.
+    """
+    dtype = keras.backend.standardize_dtype(dtype)
+    if isinstance(size, int) and isinstance(new_size, int):
+        return ops.convert_to_tensor(_bilinear_weights(np.arange(size), np.arange(new_size), size, new_size, np), dtype)
+    exact = "float64" if dtype == "float64" else "float32"
+    positions, outputs = (ops.cast(ops.arange(0, count, dtype="int32"), exact) for count in (size, new_size))
+    weights = _bilinear_weights(positions, outputs, ops.cast(size, exact), ops.cast(new_size, exact), ops)
+    return ops.cast(weights, dtype)
+
+
+def _bilinear_weights(positions, outputs, size, new_size, xp):
+    # Distances times 2 · new_size are whole numbers, which float32 holds exactly up to 2²⁴; as fractions they would
+    # lose it on long axes.
+    centres = xp.maximum((2 * outputs + 1) * size - new_size, 0)
+    centres = xp.minimum(centres, 2 * new_size * (size - 1))
+    overlaps = 2 * new_size - xp.abs(centres[:, None] - 2 * new_size * positions[None])
+    return xp.maximum(overlaps, 0) / (2 * new_size)
+
+
 def adaptive_average_pool(x, height, width):
     """Average pooling to a grid of given size, as PyTorch's `adaptive_avg_pool2d`.
 

@@ -7,6 +7,7 @@ from keras_dualstream.presets.folder import read_preset
 # Where the published ImageNet-1K checkpoints are announced.
 PUBLISHED = {
     "DFvT": "https://github.com/ginobilinie/DFvT",
+    "DSNet": "https://github.com/SteveTsui/DS-Net",
     "DualViT": "https://github.com/YehLi/ImageNetModel",
     "TransXNet": "https://github.com/LMMMEng/TransXNet",
 }

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers import images
+from helpers import to_numpy
 
 from keras_dualstream import layers
 
@@ -24,3 +26,16 @@ def test_heads_that_do_not_divide_the_channels_are_refused(layer):
     inputs = (x, x) if layer is layers.Attention else (x,)
     with pytest.raises(ValueError, match="`num_heads` must divide the channels.*num_heads=3, channels=8"):
         layer(3)(*inputs)
+
+
+@pytest.mark.parametrize("layer", [layers.Attention, layers.SelfAttention])
+def test_attention_weights_are_dropped_in_training_only(layer):
+    x = images(2, 5, 8)
+    inputs = (x, x) if layer is layers.Attention else (x,)
+    attention = layer(2, attention_dropout_rate=0.5)
+    known, first, second = (to_numpy(attention(*inputs, training=training)) for training in (False, True, True))
+    np.testing.assert_array_equal(to_numpy(attention(*inputs)), known)
+    assert (first != known).mean() > 0.5
+    assert (first != second).mean() > 0.5
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\). Received: attention_dropout_rate=1.5"):
+        layer(2, attention_dropout_rate=1.5)

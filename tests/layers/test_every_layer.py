@@ -13,15 +13,16 @@ from keras import ops
 
 from keras_dualstream import layers
 
-MAP, TOKENS, PIXELS = (5, 9, 8), (6, 8), (45, 8)
+MAP, TOKENS, PIXELS, GRID = (5, 9, 8), (6, 8), (45, 8), (2, 3, 6)
 
 # One row a layer: how to make it, most arguments away from their defaults, and the shapes of its inputs.
 LAYERS = {
-    "Attention": (lambda **kw: layers.Attention(2, use_projection=False, **kw), [TOKENS, PIXELS]),
+    "Attention": (lambda **kw: layers.Attention(2, False, 0.2, **kw), [TOKENS, PIXELS]),
     "ClassBlock": (lambda **kw: layers.ClassBlock(2, mlp_ratio=3.0, epsilon=1e-4, **kw), [MAP, TOKENS]),
     "ContextModule": (lambda **kw: layers.ContextModule(3, ("max_pool", "convolution"), **kw), [MAP]),
     "DANE": (lambda **kw: layers.DANE("reverse_dane", 2, **kw), [MAP, MAP]),
     "DFvTBlock": (lambda **kw: layers.DFvTBlock(2, 3.0, 3, 1, "sum_mul", 0.2, **kw), [MAP, MAP]),
+    "CoAttention": (lambda **kw: layers.CoAttention(2, 10, 0.2, **kw), [MAP, GRID]),
     "DepthwiseConv2D": (
         lambda **kw: layers.DepthwiseConv2D((3, 5), 2, "same", activation="relu", data_format="channels_last", **kw),
         [MAP],
@@ -33,6 +34,7 @@ LAYERS = {
         ),
         [MAP],
     ),
+    "DSBlock": (lambda **kw: layers.DSBlock(2, 2, 2.0, 0.75, 0.2, 0.2, alignment_dim=4, **kw), [MAP]),
     "DyConv": (lambda **kw: layers.DyConv(3, 2, 3, **kw), [MAP]),
     "DropPath": (lambda **kw: layers.DropPath(0.3, seed=3, **kw), [TOKENS]),
     "DualBlock": (
@@ -42,16 +44,19 @@ LAYERS = {
     "FeedForward": (lambda **kw: layers.FeedForward(3.0, kernel_size=5, activation="silu", **kw), [MAP]),
     "GroupNormalization": (lambda **kw: layers.GroupNormalization(1e-4, **kw), [MAP]),
     "IDConv": (lambda **kw: layers.IDConv(5, 3, 2, use_bias=False, **kw), [MAP]),
+    "IntraScalePropagation": (lambda **kw: layers.IntraScalePropagation(3, 2, 0.75, **kw), [MAP]),
     "LayerScale": (lambda **kw: layers.LayerScale(0.3, use_bias=True, **kw), [MAP]),
     "MSFFN": (lambda **kw: layers.MSFFN(2.5, (1, 3, 5), **kw), [MAP]),
     "MergeBlock": (lambda **kw: layers.MergeBlock(2, 3.0, 0.2, 0.5, remat=True, **kw), [MAP, TOKENS]),
     "OSRA": (lambda **kw: layers.OSRA(2, 2, overlapping=False, **kw), [MAP]),
     "PatchEmbedding": (
-        lambda **kw: layers.PatchEmbedding(6, 5, 3, 1e-4, "batch", True, kernel_initializer="he_normal", **kw),
+        lambda **kw: layers.PatchEmbedding(
+            6, 5, 3, 1e-4, "batch", True, kernel_initializer="he_normal", padding=1, **kw
+        ),
         [MAP],
     ),
     "PositionBias": (lambda **kw: layers.PositionBias(2, 5, 4, 2, **kw), [MAP]),
-    "SelfAttention": (lambda **kw: layers.SelfAttention(4, use_projection=False, **kw), [TOKENS]),
+    "SelfAttention": (lambda **kw: layers.SelfAttention(4, False, 0.2, **kw), [TOKENS]),
     "SemanticPathway": (
         lambda **kw: layers.SemanticPathway(2, 0.2, 0.5, ("feed_forward", "cross_attention"), 1e-4, **kw),
         [TOKENS, PIXELS],

@@ -200,7 +200,10 @@ MISTAKES = {
     "waist": (lambda: layers.SqueezedTokenEnhancer(0), "`reduction_ratio` and `minimum_channels` must be at least 1"),
     "window": (lambda: layers.WindowAttention(2, 0), "`num_heads` and `window_size` must be at least 1"),
     "window heads": (lambda: built(layers.WindowAttention(3)), "`num_heads` must divide the channels"),
-    "norm": (lambda: layers.PatchEmbedding(8, normalization="group"), "`normalization` must be 'layer' or 'batch'"),
+    "norm": (
+        lambda: layers.PatchEmbedding(8, normalization="group"),
+        "`normalization` must be 'layer', 'batch' or None. Received: normalization='group'",
+    ),
     "padding": (
         lambda: layers.DepthwiseConv2D(3, padding=-1),
         "`padding` must be 'valid', 'same', an int.* Received: ",

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from helpers import FIXTURES
 from helpers import gradient_function
+from helpers import parameter_counts
 from helpers import randomize
 from helpers import read_manifest
 from helpers import relative_error
+from helpers import tiny_dsnet
 from helpers import tiny_transxnet
 from reference_weights import make_images
 from reference_weights import make_state_dict
@@ -28,16 +30,22 @@ VARIANTS = {
     "transxnet_t": ("TransXNetT", {}, ["2x224x224", "1x192x256"]),
     "transxnet_s": ("TransXNetS", {}, ["2x224x224"]),
     "transxnet_b": ("TransXNetB", {}, ["2x224x224"]),
+    "ds_net_tiny": ("DSNetT", {}, ["2x224x224", "1x256x256"]),
+    "ds_net_small": ("DSNetS", {}, ["2x224x224", "1x256x256"]),
+    "ds_net_base": ("DSNetB", {}, ["2x224x224"]),
 }
 CASES = [(variant, size) for variant, (_, _, sizes) in VARIANTS.items() for size in sizes]
 # The larger variants have the layers of the smallest, more of them: they take minutes to compile and are left to
 # `make parity`.
-SMALLEST = ("dfvt_t", "dualvit_s", "transxnet_t")
+SMALLEST = ("dfvt_t", "ds_net_tiny", "dualvit_s", "transxnet_t")
 PARAMETERS = [
     pytest.param(variant, size, marks=[] if variant in SMALLEST else [pytest.mark.slow]) for variant, size in CASES
 ]
 
-TRAINED = ["dfvt_t", "dualvit_s_no_token_label", "transxnet_t"]
+TRAINED = ["dfvt_t", "dualvit_s_no_token_label", "ds_net_tiny", "transxnet_t"]
+# What else but stochastic depth draws at random in training.
+WITHOUT_DROPOUT = {"ds_net_tiny": {"attention_dropout_rate": 0.0}}
+TINY_MODELS = {"tiny TransXNet": tiny_transxnet, "tiny DS-Net": tiny_dsnet}
 
 
 def reference_model(variant, manifest=None, **options):
@@ -97,10 +105,9 @@ def test_float64_equals_the_reference(variant, size, float64):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_has_the_parameters_of_the_reference(variant):
     builder, head_options, _ = VARIANTS[variant]
-    model = getattr(keras_dualstream, builder)(**head_options)
     manifest = read_manifest(variant)
     expected = sum(int(np.prod(manifest["tensors"][name]["shape"])) for name in manifest["trainable"])
-    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == expected
+    assert parameter_counts(builder, **head_options)[1] == expected
 
 
 def cross_entropy(labels):
@@ -120,7 +127,13 @@ def train(variant, dtype, steps):
     with np.load(FIXTURES / "parity" / f"{variant}_10_classes_training.npz") as file:
         expected = dict(file)
     model = reference_model(
-        variant, f"{variant}_10_classes", classes=10, drop_path_rate=0.0, input_shape=(224, 224, 3), dtype=dtype
+        variant,
+        f"{variant}_10_classes",
+        classes=10,
+        drop_path_rate=0.0,
+        input_shape=(224, 224, 3),
+        dtype=dtype,
+        **WITHOUT_DROPOUT.get(variant, {}),
     )
     tensors = FAMILIES[type(model.backbone)].checkpoint_tensors(model)
     names = {id(tensor.variable): tensor.name for tensor in tensors}
@@ -135,33 +148,47 @@ def train(variant, dtype, steps):
     return losses, norms, expected
 
 
-@pytest.mark.parametrize("variant", TRAINED)
-def test_float64_training_follows_the_reference(variant, float64):
-    losses, norms, expected = train(variant, float64, steps=4)
+# A step of DS-Net takes seconds, and on JAX half a minute to compile: two show it, and `make parity` has all four.
+SLOW_ON_JAX = [pytest.mark.slow] if keras.config.backend() == "jax" else []
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps"),
+    [
+        *((variant, 4) for variant in TRAINED[:2]),
+        pytest.param(TRAINED[2], 2, marks=SLOW_ON_JAX),
+        pytest.param(TRAINED[2], 4, marks=pytest.mark.slow),
+    ],
+)
+def test_float64_training_follows_the_reference(variant, steps, float64):
+    losses, norms, expected = train(variant, float64, steps)
     print(keras.config.backend(), variant, losses)
-    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-8)
+    np.testing.assert_allclose(losses, expected["losses"][:steps], rtol=1e-8)
     assert set(norms) == set(expected["grad_names"])
     found = [norms[name] for name in expected["grad_names"]]
     # A bias before a batch normalisation has no gradient; what is found and expected there is rounding, 1e-15.
     np.testing.assert_allclose(found, expected["grad_norms"], rtol=1e-6, atol=1e-14 * expected["grad_norms"].max())
 
 
-# JAX compiles TransXNet's step for a minute and a half; `make parity` has it.
-@pytest.mark.parametrize("variant", [*TRAINED[:2], pytest.param(TRAINED[2], marks=pytest.mark.slow)])
+# JAX compiles TransXNet's step for a minute and a half; `make parity` has it and DS-Net's.
+@pytest.mark.parametrize(
+    "variant", [*TRAINED[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED[2:])]
+)
 def test_float32_training_follows_the_reference_at_first(variant):
     losses, _, expected = train(variant, "float32", steps=2)
     np.testing.assert_allclose(losses, expected["losses"][:2], rtol=1e-3)
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="eager, graph and XLA are TensorFlow's")
-@pytest.mark.parametrize("variant", ["dualvit_s", "tiny TransXNet"])
+@pytest.mark.parametrize("variant", ["dualvit_s", *TINY_MODELS])
 def test_tensorflow_eager_graph_and_xla_agree(variant):
     import tensorflow as tf
 
     if variant in VARIANTS:
         model = reference_model(variant, input_shape=(64, 96, 3))
     else:
-        model = randomize(tiny_transxnet((64, 96, 3), include_preprocessing=False, classifier_activation=None))
+        make = TINY_MODELS[variant]
+        model = randomize(make((64, 96, 3), include_preprocessing=False, classifier_activation=None))
     x = make_images("dev", 2, 64, 96)
     eager = model(x, training=False)
     for jit_compile in (False, True):

@@ -1,5 +1,6 @@
 """Multi-head attention is softmax(q kᵀ / √d) v, head by head."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import relative_error
@@ -25,6 +26,19 @@ def test_equals_the_loop_over_heads(queries, keys, num_heads):
     key, value = rng.standard_normal((2, 2, keys, 8)).astype("float32")
     found = multi_head_attention(query, key, value, num_heads)
     assert relative_error(found, attention_by_loop(query, key, value, num_heads)) < 5e-7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_drops_weights_and_scales_the_others(dtype):
+    """Equal scores and one value per key show every weight."""
+    query, value = np.zeros((4, 32, 64)), np.broadcast_to(64 * np.eye(64), (4, 64, 64))
+    arguments = [ops.convert_to_tensor(x, dtype=dtype) for x in (query, np.zeros_like(value), value)]
+    dropout = keras.layers.Dropout(0.25, seed=1)
+    found = multi_head_attention(*arguments, num_heads=1, dropout=lambda weights: dropout(weights, training=True))
+    weights = to_numpy(ops.cast(found, "float32"))
+    dropped = weights == 0
+    assert abs(dropped.mean() - 0.25) < 0.02
+    np.testing.assert_allclose(weights[~dropped], 4 / 3, rtol=1e-6 if dtype == "float32" else 4e-3)
 
 
 def test_keeps_float64(float64):

@@ -1,4 +1,4 @@
-"""Bicubic resizing and adaptive pooling are PyTorch's."""
+"""Bicubic and bilinear resizing and adaptive pooling are PyTorch's."""
 
 import keras
 import numpy as np
@@ -8,6 +8,7 @@ from helpers import relative_error
 from keras_dualstream.ops.resample import adaptive_average_pool
 from keras_dualstream.ops.resample import bicubic_taps
 from keras_dualstream.ops.resample import resize_bicubic
+from keras_dualstream.ops.resample import resize_bilinear
 
 
 def resize_by_torch(x, height, width):
@@ -45,6 +46,40 @@ def test_sizes_unknown_while_tracing_give_the_same():
     traced = tf.function(lambda height, width: resize_bicubic(tf.constant(x), height, width), input_signature=signature)
     for size in [(9, 11), (1, 4), (8, 8)]:
         assert relative_error(traced(*size), resize_by_torch(x, *size)) < 1e-6
+
+
+def bilinear_by_torch(x, height, width):
+    import torch
+
+    maps = torch.tensor(x.transpose(0, 3, 1, 2))
+    resized = torch.nn.functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("size", [(12, 16), (3, 2), (9, 19), (1, 1), (40, 5)])
+def test_bilinear_equals_pytorch(size):
+    x = np.random.default_rng(0).standard_normal((2, 12, 16, 3)).astype("float32")
+    found = resize_bilinear(keras.ops.convert_to_tensor(x), *size)
+    assert relative_error(found, bilinear_by_torch(x, *size)) < 1e-6
+
+
+@pytest.mark.parametrize("size", [(9, 11), (3, 5)])
+def test_bilinear_in_float64_equals_pytorch(size, float64):
+    x = np.random.default_rng(0).standard_normal((2, 8, 7, 3))
+    found = resize_bilinear(keras.ops.convert_to_tensor(x, dtype=float64), *size)
+    assert relative_error(found, bilinear_by_torch(x, *size)) < 1e-13
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
+def test_bilinear_of_a_size_unknown_while_tracing_is_exact_on_long_axes_too():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, None, None, 3), "float32"), *[tf.TensorSpec((), "int32")] * 2]
+    traced = tf.function(resize_bilinear, input_signature=signature)
+    for old, new in [((9, 11), (4, 2)), ((1, 7), (5, 7)), ((2, 3001), (3, 1499)), ((2, 999), (1, 2999))]:
+        x = np.random.default_rng(0).standard_normal((2, *old, 3)).astype("float32")
+        # PyTorch's own float32 positions are what loses digits here.
+        assert relative_error(traced(x, *new), bilinear_by_torch(x.astype("float64"), *new)) < 5e-7
 
 
 def pool_by_torch(x, height, width):
