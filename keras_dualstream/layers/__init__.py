@@ -34,9 +34,9 @@ from keras_dualstream.layers.window_attention import WindowAttention
 __all__ = [
     "Attention",
     "ClassBlock",
+    "CoAttention",
     "ContextModule",
     "DANE",
-    "CoAttention",
     "DDWConv",
     "DFvTBlock",
     "DMixer",
