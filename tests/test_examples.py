@@ -69,12 +69,13 @@ def run(*arguments, **environment):
 def test_runs_from_a_folder_to_a_figure(example, photo_folder, tmp_path, capfd):
     output = tmp_path / "new" / "output"
     arguments = ["--backend", BACKEND, "--data", str(photo_folder), "--output", str(output), "--image-size", "32"]
+    arguments += ["--model", "DFvTT"]
     status = example.main([*arguments, "--epochs", "2", "--labelled", "2"])
     printed = capfd.readouterr().out
     assert status == 0
     for text in (
         "48 images of 6 classes",
-        "1/6 Training DualViTS on kind 0, kind 1, kind 2",
+        "1/6 Training DFvTT on kind 0, kind 1, kind 2",
         "SavedModel: ",
         "TFLite: ",
         "kind 3 to kind 5, frozen untrained backbone",

@@ -58,3 +58,7 @@ class SpatialModule(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
         return (batch, *(None if size is None else -(-size // 2) for size in (height, width)), channels)
+
+    def get_config(self):
+        # Keras would otherwise look for the arguments itself and give up at a dtype policy.
+        return super().get_config()
