@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Two processes, each with whole files, since most of the time goes into tracing and compiling on one core.
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# Two processes, since most of the time goes into tracing and compiling on one core; each takes one half of the tests in
+# their order, and at last some of the other's.
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 .PHONY: demo test parity lint clean
 
