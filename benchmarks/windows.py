@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=torch python benchmarks/windows.py DFvTS --size 384 --windows 7 12 --batch 8
 
-Prints a row per window: the sides of the maps in windows, padded as they are, how many positions attention sees for
-each that there is, and images per second, the median of calls of all models in turn.
+Prints a row per window: the sides of the maps in windows, padded as they are, how many positions the attention of all
+blocks sees for each that there is, and images per second, the median of calls of all models in turn.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def main():
     )
     for window, model in models.items():
         sides, padded = padded_sides(arguments.size, window)
-        share = sum(side**2 for side in padded) / sum(side**2 for side in sides)
+        depths = model.backbone.depths
+        seen, there = (sum(d * side**2 for d, side in zip(depths, s, strict=True)) for s in (padded, sides))
+        share = seen / there
         speed = arguments.batch / statistics.median(times[window][1:])
         cells = (window, f"{model.count_params():,}", *(", ".join(map(str, row)) for row in (sides, padded)))
         print(f"| {' | '.join(map(str, cells))} | {share:.2f} | {speed:.1f} |")

@@ -1,5 +1,7 @@
 """What a checkpoint needs to fit a model of other classes, image channels or pretraining size."""
 
+import math
+
 import numpy as np
 
 from keras_dualstream.models.backbone import Backbone
@@ -7,6 +9,9 @@ from keras_dualstream.ops.resample import bicubic_taps
 
 # Of the images that every checkpoint was trained on.
 RGB = 3
+
+# As the original code of windowed attention names it; it makes smaller ones where the maps are smaller than the window.
+WINDOW_TABLE = ".relative_position_bias_table"
 
 
 def other_classes(model, family, tensors, shapes):
@@ -92,6 +97,30 @@ def resize_table(array, queries, keys):
         rows = (size, 1) if axis == 2 else (size,)
         array = sum(np.take(array, positions[:, tap], axis) * weights[:, tap].reshape(rows) for tap in range(4))
     return array.astype(dtype)
+
+
+def is_small_window_table(name, array, shape):
+    """Whether `array` is a table of relative positions in a smaller window than that of `shape`."""
+    if not name.endswith(WINDOW_TABLE) or array.ndim != 2 or array.shape[1:] != shape[1:]:
+        return False
+    side = math.isqrt(array.shape[0])
+    return side**2 == array.shape[0] < shape[0] and side % 2 == 1
+
+
+def centre_table(array, shape):
+    """A table of relative positions in the middle of that of a larger window, where small maps read it.
+
+    Args:
+        array: array `((2 · window - 1)², heads)`.
+        shape: pair of int, of the larger table.
+
+    Returns:
+        Array of that shape, zero around the middle.
+    """
+    (small, large), heads = (math.isqrt(rows) for rows in (array.shape[0], shape[0])), shape[1]
+    around = (large - small) // 2
+    grid = np.pad(array.reshape(small, small, heads), [(around, around), (around, around), (0, 0)])
+    return grid.reshape(shape)
 
 
 def _exact(array):

@@ -31,11 +31,13 @@ def load_checkpoint(model, path_or_mapping, entry=None):
     the shapes, the checkpoint's head when `model` is a backbone, and
     TransXNet's position bias when `model` was built with `position_bias=False`.
 
-    Three things may differ, each with a warning. With another number of classes
+    Four things may differ, each with a warning. With another number of classes
     the last layers of the head keep their values. With images of one channel the
     first convolution's kernels are summed, with other than three they are
     repeated in turn and rescaled. Position tables of another `pretraining_size`
     are resized (bicubic); with the same, other image sizes need nothing here.
+    DFvT's tables of smaller windows, which the original code makes for maps
+    smaller than the window, go into the middle of the model's.
 
     Args:
         model: a model of one of the builders, or a backbone.
@@ -93,7 +95,8 @@ def to_torch_state_dict(model):
 
     Returns:
         Dict from names to NumPy arrays. Batch counters, which a checkpoint also
-        holds, are zero.
+        holds, are zero. DFvT's tables of relative positions are those of its
+        `window_size`, also where the original code would have smaller ones.
 
     Raises:
         TypeError: if `model` is none of this package's.

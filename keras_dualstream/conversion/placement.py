@@ -8,7 +8,9 @@ import keras
 import numpy as np
 
 from keras_dualstream.conversion.adaptation import adapt_stem
+from keras_dualstream.conversion.adaptation import centre_table
 from keras_dualstream.conversion.adaptation import is_position_table
+from keras_dualstream.conversion.adaptation import is_small_window_table
 from keras_dualstream.conversion.adaptation import is_stem
 from keras_dualstream.conversion.adaptation import other_classes
 from keras_dualstream.conversion.adaptation import resize_table
@@ -148,6 +150,8 @@ def _adapted(name, array, shape, family):
         return adapt_stem(array, shape[1]), f"kernels for 3 image channels were made to fit {shape[1]}"
     if is_position_table(name, array, shape, family):
         return resize_table(array, *shape[2:]), RESIZED
+    if is_small_window_table(name, array, shape):
+        return centre_table(array, shape), "tables of smaller windows lie in the middle of the model's"
     return array, ""
 
 

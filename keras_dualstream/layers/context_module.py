@@ -11,6 +11,15 @@ from keras_dualstream.layers.pytorch_defaults import linear
 BRANCHES = ("max_pool", "convolution")
 
 
+def check_branches(**argument):
+    """The branches in order, or a `ValueError` that names the argument."""
+    (name, branches), *_ = argument.items()
+    known = isinstance(branches, (tuple, list)) and branches and set(branches) <= set(BRANCHES)
+    if not known:
+        raise ValueError(f"`{name}` must be a tuple of one or both of {BRANCHES}. Received: {name}={branches!r}")
+    return tuple(branch for branch in BRANCHES if branch in branches)
+
+
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class ContextModule(keras.layers.Layer):
     """Fused downsampling before self-attention: the strongest responses plus a convolution's.
@@ -23,7 +32,7 @@ class ContextModule(keras.layers.Layer):
 
     Args:
         strides: int. Stride of the downsampling. Defaults to `2`.
-        branches: tuple of `"max_pool"` and `"convolution"`, or one of them: the
+        branches: tuple of one or both of `"max_pool"` and `"convolution"`, the
             terms of `t`. Without the convolution there is no `c`, and `s` is
             `x`. Defaults to both.
 
@@ -52,12 +61,8 @@ class ContextModule(keras.layers.Layer):
         super().__init__(**kwargs)
         if strides < 1:
             raise ValueError(f"`strides` must be at least 1. Received: strides={strides}")
-        if not isinstance(branches, (tuple, list)) or tuple(branches) not in (BRANCHES, BRANCHES[:1], BRANCHES[1:]):
-            raise ValueError(
-                f"`branches` must be {BRANCHES} or a tuple of one of them. Received: branches={branches!r}"
-            )
         self.strides = strides
-        self.branches = tuple(branches)
+        self.branches = check_branches(branches=branches)
 
     def build(self, input_shape):
         channels, policy = input_shape[-1], self.dtype_policy

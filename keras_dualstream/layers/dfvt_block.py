@@ -3,7 +3,8 @@
 import keras
 
 from keras_dualstream.layers.dane import DANE
-from keras_dualstream.layers.dane import METHODS
+from keras_dualstream.layers.dane import FUSIONS as DANE_FUSIONS
+from keras_dualstream.layers.dane import check_same_shape
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
@@ -12,7 +13,7 @@ from keras_dualstream.layers.window_attention import WindowAttention
 
 # Those without weights.
 SUMS = {"sum": lambda t, s: t + s, "sum_mul": lambda t, s: t + s + t * s, None: lambda t, s: t}
-FUSIONS = (*METHODS, *SUMS)
+FUSIONS = (*DANE_FUSIONS, *SUMS)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -44,7 +45,8 @@ class DFvTBlock(keras.layers.Layer):
         Tensor of the shape of `context`.
 
     Raises:
-        ValueError: if an argument has none of the values above.
+        ValueError: if an argument has none of the values above, or the two maps
+            have different shapes.
 
     Example:
 
@@ -79,6 +81,8 @@ class DFvTBlock(keras.layers.Layer):
     def build(self, context_shape, spatial_shape=None):
         for layer in (self.norm1, self.attention, self.norm2, self.feed_forward):
             layer.build(context_shape)
+        if self.fusion is not None:
+            check_same_shape(context_shape, spatial_shape)
         if self.dane is not None:
             self.dane.build(context_shape, context_shape)
         keep_frozen(self)

@@ -29,6 +29,9 @@ class FeedForward(keras.layers.Layer):
     Returns:
         Tensor of the shape of `x`.
 
+    Raises:
+        ValueError: if there is no hidden channel.
+
     Example:
 
     >>> y = FeedForward(2.0, kernel_size=3)(keras.ops.ones((1, 5, 7, 4)))
@@ -48,6 +51,11 @@ class FeedForward(keras.layers.Layer):
     def build(self, input_shape):
         channels = input_shape[-1]
         hidden_shape = (*input_shape[:-1], int(channels * self.mlp_ratio))
+        if hidden_shape[-1] < 1:
+            raise ValueError(
+                "`mlp_ratio` must give at least one hidden channel. "
+                f"Received: mlp_ratio={self.mlp_ratio}, channels={channels}"
+            )
         self.expand = linear(hidden_shape[-1], "expand", self.dtype_policy)
         self.expand.build(input_shape)
         self.depthwise = None

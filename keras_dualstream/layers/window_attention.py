@@ -1,5 +1,7 @@
 """Self-attention inside windows of a map."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -56,9 +58,10 @@ class WindowAttention(keras.layers.Layer):
 
     def __init__(self, num_heads, window_size=7, shift_size=0, **kwargs):
         super().__init__(**kwargs)
-        if min(num_heads, window_size) < 1:
+        whole = all(isinstance(value, numbers.Integral) for value in (num_heads, window_size, shift_size))
+        if not whole or min(num_heads, window_size) < 1:
             raise ValueError(
-                "`num_heads` and `window_size` must be at least 1. "
+                "`num_heads` and `window_size` must be int and at least 1. "
                 f"Received: num_heads={num_heads}, window_size={window_size}"
             )
         if not 0 <= shift_size < window_size:

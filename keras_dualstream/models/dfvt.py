@@ -4,6 +4,7 @@ import keras
 
 from keras_dualstream.layers.context_module import BRANCHES
 from keras_dualstream.layers.context_module import ContextModule
+from keras_dualstream.layers.context_module import check_branches
 from keras_dualstream.layers.dfvt_block import DFvTBlock
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
@@ -61,11 +62,11 @@ class DFvTBackbone(Backbone):
 
     Example:
 
-    >>> backbone = DFvTBackbone(embed_dim=8, num_heads=(1, 2, 4, 8))
+    >>> backbone = DFvTBackbone(embed_dim=32, num_heads=(1, 2, 4, 8))
     >>> pyramid = keras.Model(backbone.input, backbone.pyramid_outputs)
     >>> maps = pyramid(keras.ops.ones((1, 64, 96, 3)))
     >>> {level: tuple(x.shape) for level, x in maps.items()}
-    {'P2': (1, 16, 24, 8), 'P3': (1, 8, 12, 8), 'P4': (1, 4, 6, 16), 'P5': (1, 2, 3, 64)}
+    {'P2': (1, 16, 24, 32), 'P3': (1, 8, 12, 32), 'P4': (1, 4, 6, 64), 'P5': (1, 2, 3, 256)}
 
     Reference:
         Gao et al., "Doubly-Fused ViT" (2022), https://doi.org/10.1007/978-3-031-20050-2_43
@@ -93,6 +94,7 @@ class DFvTBackbone(Backbone):
                 "Without a fusion nothing reads the spatial module: `fusion=None` needs `spatial_module=False`. "
                 f"Received: fusion={fusion}, spatial_module={spatial_module}"
             )
+        context_branches = check_branches(context_branches=context_branches)
         block_options = dict(mlp_ratio=mlp_ratio, window_size=window_size, fusion=fusion)
         options = ImageOptions(**image_options)
         images, x = options.begin(MINIMUM_SIZE)
@@ -100,7 +102,7 @@ class DFvTBackbone(Backbone):
         pyramid = {"P2": x}
         for i, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             stage = f"stage{i + 1}"
-            context, spatial = _modules(x, stage, i < 3, context_branches, spatial_module, options.dtype)
+            context, spatial = _modules(x, stage, i < 3, context_branches, spatial_module, fusion, options.dtype)
             for j, rate in enumerate(rates):
                 context = DFvTBlock(
                     num_heads[i],
@@ -119,7 +121,7 @@ class DFvTBackbone(Backbone):
             embed_dim=embed_dim,
             **stages,
             **block_options,
-            context_branches=tuple(context_branches),
+            context_branches=context_branches,
             spatial_module=spatial_module,
             drop_path_rate=drop_path_rate,
         )
@@ -151,9 +153,12 @@ def _stem(x, embed_dim, dtype):
     return x
 
 
-def _modules(x, stage, halves, context_branches, spatial_module, dtype):
+def _modules(x, stage, halves, context_branches, spatial_module, fusion, dtype):
     """The context of a stage and, in a tuple that is empty without a fusion, its spatial features."""
-    context, details = ContextModule(2 if halves else 1, context_branches, name=f"{stage}_context", dtype=dtype)(x)
+    strides = 2 if halves else 1
+    context, details = ContextModule(strides, context_branches, name=f"{stage}_context", dtype=dtype)(x)
+    if fusion is None:
+        return context, ()
     if not halves:
         return context, (x,)
     if spatial_module:

@@ -99,7 +99,9 @@ def window_and_shift(height, width, window_size, shift_size):
         small = min(height, width) <= window_size
         return (min(height, width), 0) if small else (window_size, shift_size)
     side = ops.minimum(height, width)
-    return ops.minimum(side, window_size), ops.where(side <= window_size, 0, shift_size)
+    # Known to be 0, no shift costs nothing.
+    shift = ops.where(side <= window_size, 0, shift_size) if shift_size else 0
+    return ops.minimum(side, window_size), shift
 
 
 def window_mask(x, window, shift):

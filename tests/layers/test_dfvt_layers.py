@@ -34,7 +34,7 @@ def sigmoid(x):
 def channel_logits(dane, x):
     hidden = x @ to_numpy(dane.squeeze.kernel)
     hidden = normalized(dane.squeeze_norm, hidden * sigmoid(hidden))
-    return hidden @ to_numpy((dane.position if dane.method == "spatial" else dane.expand).kernel)
+    return hidden @ to_numpy((dane.position if dane.fusion == "spatial" else dane.expand).kernel)
 
 
 def position_logits(dane, x):
@@ -83,7 +83,7 @@ def trains(layer, *arrays):
         loss, gradients = step(*arrays)
         losses.append(loss)
         for weight, gradient in zip(layer.trainable_weights, gradients, strict=True):
-            assert np.abs(gradient).max() > 0, weight.path
+            assert np.abs(gradient).max() > 1e-6, weight.path
             weight.assign(to_numpy(weight) - 0.01 * gradient)
     return losses[2] < losses[1] < losses[0]
 
@@ -107,18 +107,21 @@ def test_a_block_adds_attention_fuses_and_adds_its_network(fusion):
     assert relative_error(compiled(block)(t, s), y) < 1e-6
 
 
+@pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("branches", [("max_pool", "convolution"), ("max_pool",), ("convolution",)])
-def test_the_context_is_the_sum_of_its_branches(branches):
-    module = built(layers.ContextModule(branches=branches))
-    both = built(layers.ContextModule())
+def test_the_context_is_the_sum_of_its_branches(branches, strides):
+    module = built(layers.ContextModule(strides, branches[::-1]))
+    both = built(layers.ContextModule(strides))
     x = images(*MAP)
     context, details = (to_numpy(y) for y in compiled(module)(x))
-    pooled, _ = compiled(built(layers.ContextModule(branches=("max_pool",))))(x)
+    pooled, _ = compiled(built(layers.ContextModule(strides, ("max_pool",))))(x)
+    if strides == 1:
+        np.testing.assert_array_equal(to_numpy(pooled), x)
     total, inner = (to_numpy(y) for y in compiled(both)(x))
     terms = {"max_pool": to_numpy(pooled), "convolution": total - to_numpy(pooled)}
     np.testing.assert_allclose(context, sum(terms[branch] for branch in branches), atol=1e-5)
     np.testing.assert_array_equal(details, inner if "convolution" in branches else x)
-    if "convolution" in branches:
+    if branches == ("convolution",):
         assert trains(keras.Sequential([keras.Input(MAP[1:]), FirstOutput(module)]), x)
 
 
@@ -144,8 +147,20 @@ def test_the_spatial_module_lays_blocks_side_by_side_column_by_column():
 
 
 MISTAKES = {
-    "method": (lambda: layers.DANE("sum"), "`method` must be one of .*'reverse_dane'.* Received: method='sum'"),
+    "fusion of DANE": (lambda: layers.DANE("sum"), "`fusion` must be one of .*'reverse_dane'.* Received: fusion='sum'"),
     "ratio": (lambda: layers.DANE(reduction_ratio=0), "`reduction_ratio` must be at least 1. Received: .*=0"),
+    "no spatial": (
+        lambda: layers.DFvTBlock(2).build(MAP),
+        r"`spatial` must have the shape of `context`. Received: spatial of shape None, context of shape \(2, 5, 6,",
+    ),
+    "another spatial": (
+        lambda: layers.DANE().build(MAP, (2, 1, 1, 32)),
+        r"`spatial` must have the shape of `context`. Received: spatial of shape \(2, 1, 1, 32\)",
+    ),
+    "no hidden channel": (
+        lambda: layers.FeedForward(0.01).build(MAP),
+        "`mlp_ratio` must give at least one hidden channel. Received: mlp_ratio=0.01, channels=32",
+    ),
     "strides": (lambda: layers.ContextModule(0), "`strides` must be at least 1. Received: strides=0"),
     "branches": (lambda: layers.ContextModule(branches="max_pool"), "`branches` must be .* Received: .*'max_pool'"),
     "fusion": (lambda: layers.DFvTBlock(2, fusion="DANE"), "`fusion` must be one of .* Received: fusion='DANE'"),

@@ -198,7 +198,7 @@ MISTAKES = {
         "`mlp_ratio` must give at least one hidden channel for each of the 4 scales. Received: mlp_ratio=0.1",
     ),
     "waist": (lambda: layers.SqueezedTokenEnhancer(0), "`reduction_ratio` and `minimum_channels` must be at least 1"),
-    "window": (lambda: layers.WindowAttention(2, 0), "`num_heads` and `window_size` must be at least 1"),
+    "window": (lambda: layers.WindowAttention(2, 0), "`num_heads` and `window_size` must be int and at least 1"),
     "window heads": (lambda: built(layers.WindowAttention(3)), "`num_heads` must divide the channels"),
     "norm": (
         lambda: layers.PatchEmbedding(8, normalization="group"),

@@ -92,7 +92,7 @@ def test_sizes_unknown_while_tracing_give_the_same():
     [
         (
             dict(num_heads=2, window_size=0),
-            "`num_heads` and `window_size` must be at least 1. Received: .*window_size=0",
+            "`num_heads` and `window_size` must be int and at least 1. Received: .*window_size=0",
         ),
         (dict(num_heads=2, window_size=3, shift_size=3), "`shift_size` must be at least 0 and smaller .*shift_size=3"),
         (dict(num_heads=2, shift_size=-1), "`shift_size` must be at least 0 and smaller .*shift_size=-1"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import TINY_DFVT
 from helpers import compiled
+from helpers import gradient_function
 from helpers import images
 from helpers import randomize
 from helpers import read_manifest
@@ -102,19 +103,46 @@ def test_what_the_padding_holds_changes_nothing(size, monkeypatch):
 
 
 def test_an_image_in_the_corner_of_a_larger_one_gives_the_same_where_it_must():
-    """Away from its right and bottom edges, and as long as nothing averages the whole map."""
-    options = dict(include_top=False, fusion="sum", **{**TINY_DFVT, "depths": (1, 1, 1, 1), "window_size": 4})
-    small = randomize(keras_dualstream.DFvTT(input_shape=(100, 100, 3), include_preprocessing=False, **options))
-    large = keras_dualstream.DFvTT(input_shape=(150, 170, 3), include_preprocessing=False, **options)
+    """As long as nothing averages the whole map, and where neither convolutions nor windows reach the image's end."""
+    options = {**TINY_DFVT, "depths": (2, 1, 1, 1), "window_size": 7, "fusion": "sum", "include_preprocessing": False}
+    small = randomize(keras_dualstream.DFvTT(include_top=False, input_shape=(224, 224, 3), **options))
+    large = keras_dualstream.DFvTT(include_top=False, input_shape=(250, 300, 3), **options)
     large.set_weights(small.get_weights())
-    x = images(1, 150, 170, 3)
+    x = images(1, 250, 300, 3)
     found, expected = (
-        to_numpy(compiled(keras.Model(model.input, model.pyramid_outputs["P3"]))(x[:, :size, :size]))
-        for model, size in ((small, 100), (large, 170))
+        to_numpy(compiled(keras.Model(model.input, model.pyramid_outputs["P3"]))(images))
+        for model, images in ((small, x[:, :224, :224]), (large, x))
     )
-    # Eight rows of P3 are 64 pixels; what they see of the convolutions' neighbourhoods ends before pixel 100.
-    np.testing.assert_allclose(found[:, :8, :8], expected[:, :8, :8], atol=1e-5)
-    assert np.abs(found[:, -1] - expected[:, 12, :13]).max() > 1e-2
+    # Of 28 rows, shifted windows end at the 17th and at the 24th, whose window sees those at the image's end. The larger
+    # map of 32 x 38 is padded to 35 x 42.
+    assert found.shape == (1, 28, 28, 48)
+    np.testing.assert_allclose(found[:, :17, :17], expected[:, :17, :17], atol=1e-5)
+    assert np.abs(found[:, 27] - expected[:, 27, :28]).max() > 1e-2
+
+
+def test_without_the_spatial_module_details_are_averaged():
+    model = randomize(tiny_dfvt((36, 52, 3), spatial_module=False, context_branches=("max_pool",)))
+    outputs = [model.get_layer(name).output for name in ("stem_silu2", "stage1_spatial_average")]
+    x, average = (to_numpy(y) for y in compiled(keras.Model(model.input, outputs))(255 * images(1, 36, 52, 3)))
+    assert x.shape[1:3] == (9, 13)
+    blocks = [x[:, i : i + 2, j : j + 2].mean(axis=(1, 2)) for i in range(0, 9, 2) for j in range(0, 13, 2)]
+    np.testing.assert_allclose(average.reshape(1, 35, -1), np.stack(blocks, axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_smallest_ablation_trains():
+    """Without convolutions, spatial modules and fusion."""
+    options = dict(spatial_module=False, context_branches=("max_pool",), fusion=None, depths=(1, 1, 1, 1))
+    model = randomize(tiny_dfvt((64, 64, 3), classifier_activation=None, **options))
+    target = keras.ops.convert_to_tensor(images(4, 5, seed=1))
+    step = gradient_function(model, lambda y: keras.ops.mean(keras.ops.square(y - target)), training=True)
+    x, losses = 255 * images(4, 64, 64, 3), []
+    for _ in range(3):
+        loss, gradients = step(x)
+        losses.append(loss)
+        for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+            weight.assign(to_numpy(weight) - 1e-3 * gradient)
+    assert losses[2] < losses[1] < losses[0]
+    assert not [layer.name for layer in model.layers if "spatial" in layer.name]
 
 
 def test_max_pool_equals_one_that_pads_with_minus_infinity():
@@ -149,15 +177,33 @@ def test_a_checkpoint_has_the_tables_that_its_sizes_give():
     load_checkpoint(model, state_dict)
 
 
+def test_tables_of_smaller_windows_go_into_the_middle():
+    """The original code makes them where maps are smaller than the window."""
+    model = randomize(tiny_dfvt((32, 32, 3), window_size=7, classifier_activation=None))
+    full = to_torch_state_dict(model)
+    small = dict(full)
+    for stage, window in enumerate((4, 2, 1, 1)):
+        for name in [name for name in full if name.startswith(f"layers.{stage}") and name.endswith("bias_table")]:
+            table = full[name].reshape(13, 13, -1)[7 - window : 6 + window, 7 - window : 6 + window]
+            small[name] = table.reshape((2 * window - 1) ** 2, -1)
+    loaded, x = tiny_dfvt((32, 32, 3), window_size=7, classifier_activation=None), images(2, 32, 32, 3)
+    with pytest.warns(UserWarning, match="tables of smaller windows lie in the middle of the model's: layers.0"):
+        load_checkpoint(loaded, small)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
 MISTAKES = {
     "imagenet": (dict(weights="imagenet"), "to be converted once. Get it by the links at .*ginobilinie/DFvT"),
     "stages": (dict(depths=(2, 2)), r"`depths` must have one value for each of the 4 stages. Received: \(2, 2\)"),
     "width": (dict(embed_dim=1), "`embed_dim` must be at least 2. Received: embed_dim=1"),
     "fusion": (dict(fusion="mean"), "`fusion` must be one of .*'sum_mul'.* Received: fusion='mean'"),
     "unread": (dict(fusion=None), "`fusion=None` needs `spatial_module=False`. Received: fusion=None"),
-    "branches": (dict(context_branches=()), r"`branches` must be .* Received: branches=\(\)"),
+    "branches": (dict(context_branches=()), r"`context_branches` must be .* Received: context_branches=\(\)"),
     "heads": (dict(num_heads=(5, 2, 4, 4)), "`num_heads` must divide the channels of the input. Received: num_heads=5"),
-    "window": (dict(window_size=0), "`num_heads` and `window_size` must be at least 1. Received: .*window_size=0"),
+    "window": (
+        dict(window_size=0),
+        "`num_heads` and `window_size` must be int and at least 1. Received: .*window_size=0",
+    ),
 }
 
 

@@ -99,9 +99,11 @@ def test_gradients_reach_every_trainable_weight(family):
     target = ops.convert_to_tensor(np.random.default_rng(3).standard_normal((3, 5)), dtype="float32")
     step = gradient_function(model, lambda logits: ops.mean(ops.square(logits - target)), training=True)
     _, gradients = step(pixels(3, 61, 87, 3))
+    largest = max(np.abs(gradient).max() for gradient in gradients)
     for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
-        assert gradient is not None, weight.path
-        assert np.abs(gradient).max() > 0, weight.path
+        # More than rounding, but where batch normalisation takes away what a shift before it adds.
+        shifts = weight.path.endswith(("bias", "beta"))
+        assert np.abs(gradient).max() > (0 if shifts else 1e-6 * largest), weight.path
 
 
 def test_half_precision_trains_and_predicts_like_float32(family):
