@@ -107,7 +107,8 @@ EXPORTS = {
         "no: Keras needs `torch-xla` for it", fails={"one batch": (ImportError, "requires the torch_xla module")}
     ),
     ("litert", "tensorflow"): Cell(
-        "yes: any batch, any image size, only built-in ops; float32 only, as mixed precision needs Flex ops",
+        "yes: any batch, any image size, only built-in ops, float32, float16 or int8 "
+        "([benchmarks/tflite.md](benchmarks/tflite.md)); of models in float32, as mixed precision needs Flex ops",
         works=(
             "any batch",
             "one batch",

@@ -113,7 +113,7 @@ def test_an_image_in_the_corner_of_a_larger_one_gives_the_same_where_it_must():
         to_numpy(compiled(keras.Model(model.input, model.pyramid_outputs["P3"]))(images))
         for model, images in ((small, x[:, :224, :224]), (large, x))
     )
-    # Of 28 rows, shifted windows end at the 17th and at the 24th, whose window sees those at the image's end. The larger
+    # Of 28 rows, shifted windows end at the 17th and at the 24th, whose window sees the end. The larger
     # map of 32 x 38 is padded to 35 x 42.
     assert found.shape == (1, 28, 28, 48)
     np.testing.assert_allclose(found[:, :17, :17], expected[:, :17, :17], atol=1e-5)
