@@ -1,5 +1,6 @@
 """DS-FPN: a feature pyramid network whose connections are DS-Blocks."""
 
+import copy
 import dataclasses
 import math
 import numbers
@@ -103,7 +104,7 @@ class DSFPN(FlatModel):
         dtype=None,
         name=None,
     ):
-        _check_options(position, channels)
+        _check_options(position, channels, drop_path_rate)
         backbone = _model_of(backbone)
         maps = _maps_of(backbone)
         data_format = _data_format(data_format, backbone)
@@ -140,7 +141,8 @@ class DSFPN(FlatModel):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         restored = {
-            key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+            # A copy: Keras takes a functional model's config apart while reading it.
+            key: keras.saving.deserialize_keras_object(copy.deepcopy(config[key]), custom_objects=custom_objects)
             for key in ("backbone", "dtype")
         }
         return super().from_config({**config, **restored}, custom_objects)
@@ -298,8 +300,10 @@ def _data_format(data_format, backbone):
     return data_format
 
 
-def _check_options(position, channels):
+def _check_options(position, channels, drop_path_rate):
     if position not in POSITIONS:
         raise ValueError(f"`position` must be one of {POSITIONS}. Received: position={position!r}")
     if not isinstance(channels, numbers.Integral) or isinstance(channels, bool) or channels < 2:
         raise ValueError(f"`channels` must be an int of at least 2. Received: channels={channels!r}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={drop_path_rate}")
