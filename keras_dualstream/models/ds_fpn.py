@@ -13,6 +13,10 @@ from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.top_down_addition import TopDownAddition
 from keras_dualstream.models.flat_model import FlatModel
+from keras_dualstream.models.pyramid_input import as_model
+from keras_dualstream.models.pyramid_input import layout_of
+from keras_dualstream.models.pyramid_input import maps_of
+from keras_dualstream.models.pyramid_input import restorable
 
 POSITIONS = (None, "last", "lateral", "lateral_rev", "lateral_extra")
 
@@ -104,11 +108,10 @@ class DSFPN(FlatModel):
         dtype=None,
         name=None,
     ):
-        _check_options(position, channels, drop_path_rate)
-        backbone = _model_of(backbone)
-        maps = _maps_of(backbone)
-        data_format = _data_format(data_format, backbone)
-        _check_channels(maps, data_format)
+        _check_options(position, channels, drop_path_rate=drop_path_rate, attention_dropout_rate=attention_dropout_rate)
+        backbone = as_model(backbone)
+        data_format = layout_of(backbone, data_format)
+        maps = maps_of(backbone, data_format)
         policy = keras.dtype_policies.get(backbone.dtype_policy if dtype is None else dtype)
         block_options = dict(
             mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate, attention_dropout_rate=attention_dropout_rate
@@ -134,7 +137,7 @@ class DSFPN(FlatModel):
         return {
             **super().get_config(),
             **self._config,
-            "backbone": keras.saving.serialize_keras_object(_restorable(self.backbone)),
+            "backbone": keras.saving.serialize_keras_object(restorable(self.backbone)),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
@@ -243,67 +246,11 @@ def _num_heads(channels):
     return max(heads for heads in range(1, most + 1) if common % heads == 0)
 
 
-def _model_of(backbone):
-    """The backbone as a model, where it is a dict of its maps."""
-    if not isinstance(backbone, dict):
-        return backbone
-    maps = {level: x for level, x in backbone.items() if keras.backend.is_keras_tensor(x)}
-    if not maps:
-        raise ValueError(f"`backbone` must be a model or a dict of KerasTensors. Received: {backbone}")
-    inputs = list({id(tensor): tensor for x in maps.values() for tensor in keras.utils.get_source_inputs(x)}.values())
-    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, maps, name="backbone")
-
-
-def _maps_of(backbone):
-    """The backbone's maps P3, P4 and P5 by the number of their level."""
-    pyramid = getattr(backbone, "pyramid_outputs", None)
-    if pyramid is None and isinstance(backbone, keras.Model):
-        pyramid = getattr(backbone, "output", None)
-    if not isinstance(pyramid, dict) or not {"P3", "P4", "P5"} <= pyramid.keys():
-        found = sorted(pyramid) if isinstance(pyramid, dict) else "no dict of feature maps"
-        raise ValueError(
-            "`backbone` must be a model with `pyramid_outputs` 'P3', 'P4' and 'P5', or such a dict. "
-            f"Received: {type(backbone).__name__} with {found}"
-        )
-    maps = {level: pyramid[f"P{level}"] for level in (3, 4, 5)}
-    for level, x in maps.items():
-        if not keras.backend.is_keras_tensor(x) or len(x.shape) != 4:
-            raise ValueError(f"The maps of `backbone` must be KerasTensors of four axes. Received: P{level}={x!r}")
-    return maps
-
-
-def _check_channels(maps, data_format):
-    axis = 3 if data_format == "channels_last" else 1
-    for level, x in maps.items():
-        if x.shape[axis] is None or x.shape[axis] < 2:
-            raise ValueError(
-                f"The maps of `backbone` must have a known number of channels, at least 2, laid out as {data_format}. "
-                f"Received: P{level} of shape {x.shape}"
-            )
-
-
-def _restorable(backbone):
-    """A model of the same maps whose config brings them back."""
-    if hasattr(type(backbone), "pyramid_outputs"):
-        return backbone
-    # Set on one model, `pyramid_outputs` is not in its config.
-    maps = {f"P{level}": x for level, x in _maps_of(backbone).items()}
-    return keras.Model(backbone.input, maps, name=backbone.name)
-
-
-def _data_format(data_format, backbone):
-    data_format = data_format or getattr(backbone, "data_format", None) or keras.config.image_data_format()
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(
-            f"`data_format` must be 'channels_last' or 'channels_first'. Received: data_format={data_format!r}"
-        )
-    return data_format
-
-
-def _check_options(position, channels, drop_path_rate):
+def _check_options(position, channels, **rates):
     if position not in POSITIONS:
         raise ValueError(f"`position` must be one of {POSITIONS}. Received: position={position!r}")
     if not isinstance(channels, numbers.Integral) or isinstance(channels, bool) or channels < 2:
         raise ValueError(f"`channels` must be an int of at least 2. Received: channels={channels!r}")
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={drop_path_rate}")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={rate}")

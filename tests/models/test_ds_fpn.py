@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from keras_dualstream import DSFPN
 from keras_dualstream.layers import PatchEmbedding
 from keras_dualstream.models.ds_fpn import POSITIONS
 
+README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 
 
@@ -80,6 +82,8 @@ TABLE_6 = {
 def test_every_position_has_the_parameters_of_table_6(position):
     assert set(TABLE_6) == set(POSITIONS)
     assert trainable(published(position)) + DETECTOR == TABLE_6[position]
+    row = next(line for line in README.splitlines() if line.startswith(f'| `"{position}"`' if position else "| `None`"))
+    assert f"| {TABLE_6[position]:,} |" in row
 
 
 def test_strides_and_heads_are_the_references():
@@ -352,7 +356,10 @@ def test_a_weights_file_serves_the_pyramid_and_its_backbone(tmp_path):
 
 MISTAKES = {
     "position": (lambda: tiny(position="first"), r"`position` must be one of \(None, .* Received: position='first'"),
-    "dropout": (lambda: tiny(attention_dropout_rate=1), r"`attention_dropout_rate` must be in \[0, 1\). Received"),
+    "dropout": (
+        lambda: tiny(position=None, attention_dropout_rate=1),
+        r"`attention_dropout_rate` must be in \[0, 1\). Received",
+    ),
     "channels": (lambda: tiny(channels=1), "`channels` must be an int of at least 2. Received: channels=1"),
     "no model": (lambda: tiny("resnet"), "`pyramid_outputs` 'P3', 'P4' and 'P5'.* Received: str with no dict"),
     "no maps": (lambda: tiny(keras.Sequential([keras.Input((4,))])), "Received: Sequential with no dict"),
@@ -365,6 +372,10 @@ MISTAKES = {
     ),
     "layout": (lambda: tiny(data_format="NHWC"), "`data_format` must be .* Received: data_format='NHWC'"),
     "size": (lambda: tiny(plain((96, 256, 3))), "P5 must be at least 4x4 .* Received: P5 of 3x8"),
+    "free size": (
+        lambda: tiny(plain((None, None, 3)))(keras.Input((64, 256, 3))),
+        "in DS-FPN, 128x128.* Received: 1x4",
+    ),
     "rate": (lambda: tiny(drop_path_rate=1), r"`drop_path_rate` must be in \[0, 1\). Received: drop_path_rate=1"),
 }
 
