@@ -9,6 +9,7 @@ import keras
 
 from keras_dualstream.layers.ds_block import DSBlock
 from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.initializers import GlorotUniform
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.top_down_addition import TopDownAddition
@@ -178,7 +179,7 @@ class _Parts:
         """A map of the backbone with the channels of the pyramid."""
         if self.position in ("lateral", "lateral_extra"):
             x = self.ds_block(x, level)
-        x = Dense(self.channels, name=f"fpn_P{level}_lateral", dtype=self.dtype)(x)
+        x = Dense(self.channels, kernel_initializer=GlorotUniform(), name=f"fpn_P{level}_lateral", dtype=self.dtype)(x)
         return self.ds_block(x, level) if self.position == "lateral_rev" else x
 
     def top_down(self, fine, coarse, level):
@@ -194,6 +195,7 @@ class _Parts:
             3,
             padding="same",
             data_format="channels_last",
+            kernel_initializer=GlorotUniform(),
             name=f"fpn_P{level}_output",
             dtype=self.dtype,
         )(x)
@@ -202,7 +204,7 @@ class _Parts:
         """P6 or P7, of half the size of `x`."""
         options = dict(normalization=None, name=f"fpn_P{level}_embedding", dtype=self.dtype)
         if self.position != "lateral_extra":
-            return PatchEmbedding(self.channels, 3, 2, kernel_initializer="glorot_uniform", **options)(x)
+            return PatchEmbedding(self.channels, 3, 2, kernel_initializer=GlorotUniform(), **options)(x)
         embedding = PatchEmbedding(self.channels, 2, 2, padding=0, kernel_initializer=linear_initializer(), **options)
         return self.ds_block(embedding(x), level)
 

@@ -1,6 +1,7 @@
 """DS-FPN: the table's parameters, what is connected to what, any backbone, and what comes back from a file."""
 
 import functools
+import inspect
 import json
 import pathlib
 
@@ -95,17 +96,15 @@ def test_strides_and_heads_are_the_references():
     assert all(block.alignment is not None and block.mlp_ratio == 4 for block in blocks)
 
 
-@pytest.mark.parametrize(("widths", "heads"), [((152, 336, 672), [2, 4, 8]), ((224, 75, 2), [2, 1, 1])])
-def test_heads_divide_both_streams_and_are_at_least_32_wide_where_they_can_be(widths, heads):
-    model = tiny(plain(widths=widths), "lateral")
-    assert [model.get_layer(f"fpn_P{level}_block").num_heads for level in (3, 4, 5)] == heads
+def test_heads_divide_both_streams_and_are_at_least_32_wide_where_they_can_be():
+    model = tiny(plain(widths=(152, 224, 75)), "lateral")
+    assert [model.get_layer(f"fpn_P{level}_block").num_heads for level in (3, 4, 5)] == [2, 2, 1]
 
 
 def test_defaults():
-    model = DSFPN(plain())
-    config = model.get_config()
-    assert (config["position"], config["channels"], config["mlp_ratio"]) == ("lateral_extra", 256, 4.0)
-    assert (config["drop_path_rate"], config["attention_dropout_rate"]) == (0.0, 0.1)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(DSFPN).parameters.items()}
+    assert (defaults["position"], defaults["channels"], defaults["mlp_ratio"]) == ("lateral_extra", 256, 4.0)
+    assert (defaults["drop_path_rate"], defaults["attention_dropout_rate"]) == (0.0, 0.1)
 
 
 def history(model, level):
@@ -245,15 +244,16 @@ def assert_close(found, expected, tolerance):
 
 
 def test_free_sizes_channels_first_and_half_precision_give_the_same():
-    model, x = randomize(tiny()), images(2, 130, 150, 3)
+    """Without DS-Blocks, like the two after it: test_every_layer.py and test_dsnet.py have them."""
+    model, x = randomize(tiny(position=None)), images(2, 130, 150, 3)
     expected = predict(model, x)
-    free = tiny(plain((None, None, 3)))
-    mixed = tiny(dtype="mixed_bfloat16")
+    free = tiny(plain((None, None, 3)), None)
+    mixed = tiny(position=None, dtype="mixed_bfloat16")
     layers = keras.layers
     photos = keras.Input((3, 130, 150))
     body = plain().pyramid_outputs
     body = keras.Model(keras.utils.get_source_inputs(body["P5"])[0], dict(body))(layers.Permute((2, 3, 1))(photos))
-    first = tiny({level: layers.Permute((3, 1, 2))(y) for level, y in body.items()}, data_format="channels_first")
+    first = tiny({level: layers.Permute((3, 1, 2))(y) for level, y in body.items()}, None, data_format="channels_first")
     for other in (free, mixed, first):
         other.set_weights(model.get_weights())
     assert_close(predict(free, x), expected, 1e-6)
@@ -262,17 +262,8 @@ def test_free_sizes_channels_first_and_half_precision_give_the_same():
     assert_close({level: y.transpose(0, 2, 3, 1) for level, y in found.items()}, expected, 1e-6)
 
 
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
-def test_sizes_unknown_while_tracing_give_the_same():
-    import tensorflow as tf
-
-    model, x = randomize(tiny(plain((None, None, 3)))), images(1, 150, 170, 3)
-    traced = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3), "float32")])
-    assert_close({level: y.numpy() for level, y in traced(x).items()}, predict(model, x), 1e-6)
-
-
 def test_float64_stays_float64(float64):
-    model, double = randomize(tiny()), tiny(plain(dtype=float64), dtype=float64)
+    model, double = randomize(tiny(position=None)), tiny(plain(dtype=float64), None, dtype=float64)
     double.set_weights(model.get_weights())
     x = images(2, 130, 150, 3)
     exact = compiled(double)(ops.convert_to_tensor(x, dtype=float64))
@@ -280,20 +271,8 @@ def test_float64_stays_float64(float64):
     assert_close(predict(model, x), {level: to_numpy(y) for level, y in exact.items()}, 2e-6)
 
 
-def test_the_pyramid_follows_the_backbones_layout_and_precision():
-    options = dict(image_shape=(3, 128, 160), data_format="channels_first", dtype="mixed_float16")
-    model = tiny(keras_dualstream.DSNetBackbone(**options, **TINY_DSNET))
-    assert [model.output[level].shape[1:] for level in ("P3", "P7")] == [(8, 16, 20), (8, 1, 1)]
-    assert model.image_shape == (3, 128, 160)
-    assert model.dtype_policy.name == model.get_layer("fpn_P3_block").dtype_policy.name == "mixed_float16"
-    assert tiny(model.backbone, dtype="float32").get_layer("fpn_P3_block").dtype_policy.name == "float32"
-    restored = DSFPN.from_config(model.get_config())
-    assert restored.get_config() == model.get_config()
-    assert restored.output["P3"].dtype == "float16"
-
-
 def test_gradients_reach_every_weight():
-    model = randomize(tiny(position="lateral_extra"))
+    model = randomize(tiny(position=None))
     rng = np.random.default_rng(1)
     weights = {
         level: ops.convert_to_tensor(rng.random(y.shape[1:]), dtype="float32") for level, y in model.output.items()
@@ -308,9 +287,30 @@ def test_gradients_reach_every_weight():
         assert np.abs(gradient).max() > 0, weight.path
 
 
-@pytest.mark.parametrize("option", [dict(mlp_ratio=2.0), dict(channels=12), dict(position=None)])
-def test_options_with_weights_change_them(option):
-    assert tiny(**option).count_params() != tiny().count_params()
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
+def test_sizes_unknown_while_tracing_give_the_same():
+    import tensorflow as tf
+
+    model, x = randomize(tiny(plain((None, None, 3)))), images(1, 150, 170, 3)
+    traced = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3), "float32")])
+    assert_close({level: y.numpy() for level, y in traced(x).items()}, predict(model, x), 1e-6)
+
+
+def test_the_pyramid_follows_the_backbones_layout_and_precision():
+    options = dict(image_shape=(3, 128, 160), data_format="channels_first", dtype="mixed_float16")
+    model = tiny(keras_dualstream.DSNetBackbone(**options, **TINY_DSNET))
+    assert [model.output[level].shape[1:] for level in ("P3", "P7")] == [(8, 16, 20), (8, 1, 1)]
+    assert model.image_shape == (3, 128, 160)
+    assert model.dtype_policy.name == model.get_layer("fpn_P3_block").dtype_policy.name == "mixed_float16"
+    assert tiny(model.backbone, dtype="float32").get_layer("fpn_P3_block").dtype_policy.name == "float32"
+    restored = DSFPN.from_config(model.get_config())
+    assert restored.get_config() == model.get_config()
+    assert restored.output["P3"].dtype == "float16"
+
+
+def test_options_with_weights_change_them():
+    options = [{}, dict(mlp_ratio=2.0), dict(channels=12), dict(position="lateral"), dict(position=None)]
+    assert len({tiny(**option).count_params() for option in options}) == len(options)
 
 
 def test_options_without_weights_reach_every_block():
