@@ -46,3 +46,7 @@ class TopDownAddition(keras.layers.Layer):
 
     def compute_output_shape(self, fine_shape, coarse_shape):
         return fine_shape
+
+    def get_config(self):
+        # Keras would otherwise look for the arguments itself and give up at a dtype policy.
+        return super().get_config()

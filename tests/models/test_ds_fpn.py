@@ -339,6 +339,15 @@ def test_an_archive_gives_back_the_model_and_what_is_frozen(tmp_path):
     assert_close(predict(restored, x), predict(model, x), 1e-6)
 
 
+def test_keras_clones_a_model_on_a_pyramid():
+    model = tiny(position=None)
+    photos = keras.Input(model.image_shape)
+    detector = keras.Model(photos, model(photos)["P3"])
+    for original in (model, detector):
+        clone = keras.models.clone_model(original)
+        assert [weight.shape for weight in clone.weights] == [weight.shape for weight in original.weights]
+
+
 def test_a_weights_file_serves_the_pyramid_and_its_backbone(tmp_path):
     path = str(tmp_path / "a.weights.h5")
     options = dict(image_shape=(128, 128, 3), **TINY_DSNET)
