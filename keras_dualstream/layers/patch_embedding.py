@@ -124,8 +124,7 @@ class PatchEmbedding(keras.layers.Layer):
         if any(size is not None and size < least for size in input_shape[1:3]):
             raise ValueError(
                 f"The feature map must be at least {least}x{least} to be cut into patches of {self.kernel_size}x"
-                f"{self.kernel_size} (in DS-Net, images at least 32x32; in DS-FPN, 128x128). "
-                f"Received: {input_shape[1]}x{input_shape[2]}"
+                f"{self.kernel_size} (in DS-Net, images at least 32x32). Received: {input_shape[1]}x{input_shape[2]}"
             )
 
     def compute_output_shape(self, input_shape):

@@ -383,7 +383,7 @@ MISTAKES = {
     "size": (lambda: tiny(plain((96, 256, 3))), "P5 must be at least 4x4 .* Received: P5 of 3x8"),
     "free size": (
         lambda: tiny(plain((None, None, 3)))(keras.Input((64, 256, 3))),
-        "in DS-FPN, 128x128.* Received: 1x4",
+        "must be at least 2x2 to be cut into patches of 2x2.* Received: 1x4",
     ),
     "rate": (lambda: tiny(drop_path_rate=1), r"`drop_path_rate` must be in \[0, 1\). Received: drop_path_rate=1"),
 }
