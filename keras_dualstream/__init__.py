@@ -7,6 +7,7 @@ from keras_dualstream.models.dfvt import DFvTB
 from keras_dualstream.models.dfvt import DFvTBackbone
 from keras_dualstream.models.dfvt import DFvTS
 from keras_dualstream.models.dfvt import DFvTT
+from keras_dualstream.models.ds_fpn import DSFPN
 from keras_dualstream.models.dsnet import DSNetB
 from keras_dualstream.models.dsnet import DSNetBackbone
 from keras_dualstream.models.dsnet import DSNetS
@@ -27,6 +28,7 @@ __all__ = [
     "DFvTBackbone",
     "DFvTS",
     "DFvTT",
+    "DSFPN",
     "DSNetB",
     "DSNetBackbone",
     "DSNetS",

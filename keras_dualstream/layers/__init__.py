@@ -28,6 +28,7 @@ from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.semantic_tokens import SemanticTokens
 from keras_dualstream.layers.spatial_module import SpatialModule
 from keras_dualstream.layers.token_enhancer import SqueezedTokenEnhancer
+from keras_dualstream.layers.top_down_addition import TopDownAddition
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.layers.window_attention import WindowAttention
 
@@ -60,6 +61,7 @@ __all__ = [
     "SemanticTokens",
     "SpatialModule",
     "SqueezedTokenEnhancer",
+    "TopDownAddition",
     "TransXNetBlock",
     "WindowAttention",
 ]

@@ -48,6 +48,19 @@ class FanOutNormal(keras.initializers.RandomNormal):
         return ops.convert_to_tensor(stddev * np.random.default_rng(self.seed).standard_normal(shape), dtype=dtype)
 
 
+@keras.saving.register_keras_serializable(package="keras_dualstream")
+class GlorotUniform(keras.initializers.GlorotUniform):
+    """`keras.initializers.GlorotUniform` drawn by NumPy, for kernels `(height, width, …, inputs, outputs)`.
+
+    Args:
+        **kwargs: the arguments of `keras.initializers.GlorotUniform`.
+    """
+
+    def __call__(self, shape, dtype=None):
+        limit = math.sqrt(6.0 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+        return ops.convert_to_tensor(np.random.default_rng(self.seed).uniform(-limit, limit, shape), dtype=dtype)
+
+
 def linear_initializer():
     """Truncated normal with standard deviation 0.02, for kernels of linear layers."""
     return TruncatedNormal(stddev=0.02)

@@ -29,6 +29,7 @@ class Backbone(FlatModel):
         pyramid_outputs: dict of KerasTensors; level `Pn` is `2ⁿ` times smaller
             than the images and laid out like them.
         features: KerasTensor. The last map, `(batch, height, width, channels)`.
+        data_format: str. `"channels_last"` or `"channels_first"`, of images and pyramid.
     """
 
     # Arguments of `classification_head` beside the number of classes.
@@ -47,6 +48,7 @@ class Backbone(FlatModel):
         super().__init__(inputs=inputs[0] if len(inputs) == 1 else inputs, outputs=output, name=name)
         self.dtype_policy = options.dtype
         self.features = features
+        self.data_format = options.data_format
         # Of a user's graph before `input_tensor`; no weights file of this package knows them.
         upstream = [] if options.input_tensor is None else keras.Model(inputs, options.input_tensor).layers
         self._upstream = {layer.name for layer in upstream}

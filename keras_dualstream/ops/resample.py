@@ -152,6 +152,32 @@ def _bilinear_weights(positions, outputs, size, new_size, xp):
     return xp.maximum(overlaps, 0) / (2 * new_size)
 
 
+def resize_nearest(x, height, width):
+    """Nearest-neighbour resize of maps as PyTorch's `interpolate` does it.
+
+    Row `i` of the result is row `⌊i · old height / height⌋`, columns alike.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        height: int or scalar tensor. Rows of the result.
+        width: int or scalar tensor. Columns of the result.
+
+    Returns:
+        Tensor `(batch, height, width, channels)`.
+    """
+    _, rows, columns, _ = ops.shape(x)
+    return _nearest_along(_nearest_along(x, 1, rows, height), 2, columns, width)
+
+
+def _nearest_along(x, axis, size, new_size):
+    if isinstance(size, int) and isinstance(new_size, int):
+        # A repeat's gradient is a sum, where that of reading at indices is a scatter.
+        if new_size % size == 0:
+            return x if new_size == size else ops.repeat(x, new_size // size, axis=axis)
+        return ops.take(x, np.arange(new_size) * size // new_size, axis=axis)
+    return ops.take(x, ops.arange(0, new_size, dtype="int32") * size // new_size, axis=axis)
+
+
 def adaptive_average_pool(x, height, width):
     """Average pooling to a grid of given size, as PyTorch's `adaptive_avg_pool2d`.
 

@@ -64,6 +64,7 @@ LAYERS = {
     "SemanticTokens": (lambda **kw: layers.SemanticTokens(4, 2, 1e-4, **kw), [MAP]),
     "SpatialModule": (lambda **kw: layers.SpatialModule(**kw), [MAP]),
     "SqueezedTokenEnhancer": (lambda **kw: layers.SqueezedTokenEnhancer(2, 3, **kw), [MAP]),
+    "TopDownAddition": (lambda **kw: layers.TopDownAddition(**kw), [MAP, (2, 3, 8)]),
     "TransXNetBlock": (
         lambda **kw: layers.TransXNetBlock(
             1, 2, 2.0, (3, 5), 0.2, 0.5, position_encoding=False, mixer_options={"num_groups": 3}, **kw
@@ -132,7 +133,7 @@ def _free(shape):
     return (*[None] * (len(shape) - 1), shape[-1])
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "DropPath"])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("DropPath", "TopDownAddition")])
 def test_gradients_reach_every_weight(name):
     layer, arrays = make(name)
 

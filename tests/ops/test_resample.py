@@ -9,6 +9,7 @@ from keras_dualstream.ops.resample import adaptive_average_pool
 from keras_dualstream.ops.resample import bicubic_taps
 from keras_dualstream.ops.resample import resize_bicubic
 from keras_dualstream.ops.resample import resize_bilinear
+from keras_dualstream.ops.resample import resize_nearest
 
 
 def resize_by_torch(x, height, width):
@@ -80,6 +81,32 @@ def test_bilinear_of_a_size_unknown_while_tracing_is_exact_on_long_axes_too():
         x = np.random.default_rng(0).standard_normal((2, *old, 3)).astype("float32")
         # PyTorch's own float32 positions are what loses digits here.
         assert relative_error(traced(x, *new), bilinear_by_torch(x.astype("float64"), *new)) < 5e-7
+
+
+def nearest_by_torch(x, size):
+    import torch
+
+    maps = torch.nn.functional.interpolate(torch.tensor(x.transpose(0, 3, 1, 2)), size=size, mode="nearest")
+    return maps.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("size", [(6, 10), (7, 11), (5, 9), (3, 5), (2, 3), (3, 20)])
+def test_nearest_equals_pytorch(size):
+    """Whole multiples, one more and one fewer than twice, the same size, and fewer positions than before."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 3)).astype("float32")
+    found = keras.ops.convert_to_numpy(resize_nearest(keras.ops.convert_to_tensor(x), *size))
+    np.testing.assert_array_equal(found, nearest_by_torch(x, size))
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow has sizes unknown while tracing")
+def test_nearest_of_a_size_unknown_while_tracing_gives_the_same():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, None, None, 3), "float32"), *[tf.TensorSpec((), "int32")] * 2]
+    traced = tf.function(resize_nearest, input_signature=signature)
+    for old, new in [((3, 5), (7, 9)), ((13, 21), (26, 43)), ((1, 4), (3, 2))]:
+        x = np.random.default_rng(0).standard_normal((2, *old, 3)).astype("float32")
+        np.testing.assert_array_equal(traced(x, *new), nearest_by_torch(x, new))
 
 
 def pool_by_torch(x, height, width):
