@@ -38,8 +38,8 @@ def state_dict():
     [
         ("DualViTS", "dualvit_s", True),
         ("DualViTS", "dualvit_s_no_token_label", False),
-        ("DualViTB", "dualvit_b", True),
-        ("DualViTL", "dualvit_l", True),
+        pytest.param("DualViTB", "dualvit_b", True, marks=pytest.mark.slow),
+        pytest.param("DualViTL", "dualvit_l", True, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_comes_back_bit_for_bit(builder, variant, token_label_head):
