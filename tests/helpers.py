@@ -120,6 +120,13 @@ def read_manifest(variant):
         return json.load(file)
 
 
+def predict(model, x):
+    """What `model.predict` gives; operation by operation on TensorFlow, which traces a small model for longer."""
+    if keras.config.backend() == "tensorflow":
+        return keras.tree.map_structure(to_numpy, model(x, training=False))
+    return model.predict(x, verbose=0)
+
+
 def compiled(model, **options):
     """The model's function of its inputs, as one program on JAX, which else compiles every operation by itself."""
     if keras.config.backend() != "jax":

@@ -62,11 +62,9 @@ class DFvTBackbone(Backbone):
 
     Example:
 
-    >>> backbone = DFvTBackbone(embed_dim=32, num_heads=(1, 2, 4, 8))
-    >>> pyramid = keras.Model(backbone.input, backbone.pyramid_outputs)
-    >>> maps = pyramid(keras.ops.ones((1, 64, 96, 3)))
-    >>> {level: tuple(x.shape) for level, x in maps.items()}
-    {'P2': (1, 16, 24, 32), 'P3': (1, 8, 12, 32), 'P4': (1, 4, 6, 64), 'P5': (1, 2, 3, 256)}
+    >>> backbone = DFvTBackbone(embed_dim=32, num_heads=(1, 2, 4, 8), image_shape=(64, 96, 3))
+    >>> {level: x.shape[1:] for level, x in backbone.pyramid_outputs.items()}
+    {'P2': (16, 24, 32), 'P3': (8, 12, 32), 'P4': (4, 6, 64), 'P5': (2, 3, 256)}
 
     Reference:
         Gao et al., "Doubly-Fused ViT" (2022), https://doi.org/10.1007/978-3-031-20050-2_43

@@ -71,11 +71,10 @@ class DualViTBackbone(Backbone):
 
     Example:
 
-    >>> backbone = DualViTBackbone(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1))
-    >>> pyramid = keras.Model(backbone.input, backbone.pyramid_outputs)
-    >>> maps = pyramid(keras.ops.ones((1, 64, 96, 3)))
-    >>> {level: tuple(x.shape) for level, x in maps.items()}
-    {'P2': (1, 16, 24, 8), 'P3': (1, 8, 12, 16), 'P4': (1, 4, 6, 24), 'P5': (1, 2, 3, 32)}
+    >>> backbone = DualViTBackbone(
+    ...     embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1, 1, 1, 1), image_shape=(64, 96, 3))
+    >>> {level: x.shape[1:] for level, x in backbone.pyramid_outputs.items()}
+    {'P2': (16, 24, 8), 'P3': (8, 12, 16), 'P4': (4, 6, 24), 'P5': (2, 3, 32)}
 
     Reference:
         Yao et al., "Dual Vision Transformer" (2023), https://arxiv.org/abs/2207.04976

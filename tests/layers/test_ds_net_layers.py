@@ -210,7 +210,7 @@ MISTAKES = {
     "padding": (lambda: layers.PatchEmbedding(8, padding=-1), "`padding` must be .* or None. Received: padding=-1"),
     "small map": (
         lambda: layers.PatchEmbedding(8, 4, 4, padding=0)(images(1, 3, 9, 3)),
-        "must be at least 4x4 to be cut into patches of 4x4 .* Received: 3x9",
+        "must be at least 4x4 to be cut into patches of 4x4. Received: 3x9",
     ),
 }
 

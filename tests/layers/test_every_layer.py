@@ -6,6 +6,7 @@ import pytest
 from helpers import compiled
 from helpers import gradient_function
 from helpers import images
+from helpers import predict
 from helpers import randomize
 from helpers import relative_error
 from helpers import to_numpy
@@ -124,8 +125,9 @@ def test_works_alone_in_a_functional_model_that_saves(name, dynamic, tmp_path):
     model = keras.Model(inputs, layer(*inputs))
     expected = flat(compiled(layer)(*arrays))
     model.save(tmp_path / "model.keras")
-    for candidate in (model, keras.models.load_model(tmp_path / "model.keras")):
-        for found, value in zip(flat(candidate.predict(arrays, verbose=0)), expected, strict=True):
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    for outputs in (model.predict(arrays, verbose=0), predict(restored, arrays)):
+        for found, value in zip(flat(outputs), expected, strict=True):
             assert relative_error(found, value) < 1e-6
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 from helpers import images
+from helpers import predict
 from helpers import randomize
 from helpers import relative_error
 from helpers import tiny_model
@@ -45,9 +46,9 @@ def test_top_gives_probabilities_and_no_activation_gives_logits():
     model = randomize(tiny_model())
     logits = randomize(tiny_model(classifier_activation=None))
     x = 100 * images(2, 32, 40, 3)
-    probabilities = model.predict(x, verbose=0)
+    probabilities = predict(model, x)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-5)
-    expected = to_numpy(keras.ops.softmax(logits.predict(x, verbose=0)))
+    expected = to_numpy(keras.ops.softmax(predict(logits, x)))
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -55,8 +56,8 @@ def test_top_gives_probabilities_and_no_activation_gives_logits():
 def test_without_top_the_output_is_the_last_map_or_its_pool(pooling):
     model = keras_dualstream.DualViTS(include_top=False, pooling=pooling, input_shape=(64, 96, 3), **TINY)
     assert model.backbone is model
-    found = model.predict(images(2, 64, 96, 3), verbose=0)
-    features = keras.Model(model.input, model.pyramid_outputs["P5"]).predict(images(2, 64, 96, 3), verbose=0)
+    found = predict(model, images(2, 64, 96, 3))
+    features = predict(keras.Model(model.input, model.pyramid_outputs["P5"]), images(2, 64, 96, 3))
     expected = {None: features, "avg": features.mean(axis=(1, 2)), "max": features.max(axis=(1, 2))}[pooling]
     assert relative_error(found, expected) < 1e-6
     assert model.output_shape == (None, *expected.shape[1:])
@@ -82,7 +83,7 @@ def test_layers_are_found_by_readable_names():
 @pytest.mark.parametrize("size", [(25, 25), (33, 47), (64, 96), (97, 65)])
 def test_the_pyramid_halves_from_level_to_level(size):
     backbone = keras_dualstream.DualViTBackbone(image_shape=(*size, 3), **TINY)
-    maps = keras.Model(backbone.input, backbone.pyramid_outputs).predict(images(1, *size, 3), verbose=0)
+    maps = predict(keras.Model(backbone.input, backbone.pyramid_outputs), images(1, *size, 3))
     assert list(maps) == ["P2", "P3", "P4", "P5"]
     for level, channels in zip(range(2, 6), TINY["embed_dims"], strict=True):
         expected = (1, *(-(-side // 2**level) for side in size), channels)
@@ -96,7 +97,7 @@ def test_one_model_takes_images_of_any_size():
     for size in [(32, 40), (25, 39), (67, 45), (224, 224), (32, 40)]:
         fixed = randomize(tiny_model((*size, 3)))
         x = 100 * images(1, *size, 3)
-        assert relative_error(free.predict(x, verbose=0), fixed.predict(x, verbose=0)) < 2e-6
+        assert relative_error(free.predict(x, verbose=0), predict(fixed, x)) < 2e-6
 
 
 @pytest.mark.parametrize("input_shape", [(32, 40, 3), (None, None, 3)])
@@ -104,19 +105,19 @@ def test_channels_first_images_give_the_same(input_shape):
     last = randomize(tiny_model(input_shape))
     first = randomize(tiny_model((input_shape[2], *input_shape[:2]), data_format="channels_first"))
     x = 100 * images(2, 32, 40, 3)
-    assert relative_error(first.predict(x.transpose(0, 3, 1, 2), verbose=0), last.predict(x, verbose=0)) < 1e-6
+    assert relative_error(predict(first, x.transpose(0, 3, 1, 2)), predict(last, x)) < 1e-6
     pyramids = [keras.Model(model.input, model.backbone.pyramid_outputs) for model in (last, first)]
-    maps = pyramids[0].predict(x, verbose=0), pyramids[1].predict(x.transpose(0, 3, 1, 2), verbose=0)
+    maps = predict(pyramids[0], x), predict(pyramids[1], x.transpose(0, 3, 1, 2))
     for level in maps[0]:
         assert relative_error(maps[1][level].transpose(0, 2, 3, 1), maps[0][level]) < 1e-6
 
 
 def test_kerass_own_image_data_format_is_the_default():
-    expected = randomize(tiny_model()).predict(100 * images(1, 32, 40, 3), verbose=0)
+    expected = predict(randomize(tiny_model()), 100 * images(1, 32, 40, 3))
     keras.config.set_image_data_format("channels_first")
     try:
         model = randomize(tiny_model((3, 32, 40)))
-        found = model.predict(100 * images(1, 32, 40, 3).transpose(0, 3, 1, 2), verbose=0)
+        found = predict(model, 100 * images(1, 32, 40, 3).transpose(0, 3, 1, 2))
         assert keras_dualstream.DualViTS(**TINY).input_shape == (None, 3, 224, 224)
         pooled = keras_dualstream.DualViTS(include_top=False, pooling="avg", **TINY)
         assert pooled.output_shape == (None, 32)
@@ -129,7 +130,7 @@ def test_preprocessing_is_the_papers():
     with_it, without = randomize(tiny_model()), randomize(tiny_model(include_preprocessing=False))
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3)).astype("uint8")
     normalized = (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert relative_error(with_it.predict(x, verbose=0), without.predict(normalized, verbose=0)) < 1e-5
+    assert relative_error(predict(with_it, x), predict(without, normalized)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_other_channels_are_normalised_by_the_same_statistics(channels, mean, st
     without = randomize(tiny_model((32, 32, channels), include_preprocessing=False))
     x = np.random.default_rng(0).integers(0, 256, (2, 32, 32, channels)).astype("float32")
     normalized = (x / 255 - mean) / std
-    assert relative_error(with_it.predict(x, verbose=0), without.predict(normalized, verbose=0)) < 1e-5
+    assert relative_error(predict(with_it, x), predict(without, normalized)) < 1e-5
 
 
 def test_input_tensor_continues_a_graph_and_travels_with_it(tmp_path):
@@ -153,10 +154,10 @@ def test_input_tensor_continues_a_graph_and_travels_with_it(tmp_path):
     model = randomize(tiny_model(None, input_tensor=rgb))
     assert model.input_shape == (None, 64, 80, 1)
     x = images(2, 64, 80, 1)
-    expected = model.predict(x, verbose=0)
+    expected = predict(model, x)
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(restored.predict(x, verbose=0), expected)
+    np.testing.assert_array_equal(predict(restored, x), expected)
     without = keras_dualstream.DualViTS(include_top=False, input_tensor=keras.Input((32, 40, 3), name="mine"), **TINY)
     assert without.input.name == "mine"
 
@@ -164,7 +165,7 @@ def test_input_tensor_continues_a_graph_and_travels_with_it(tmp_path):
 def test_token_label_head_adds_half_of_the_strongest_pixel():
     model = randomize(tiny_model((64, 96, 3), classifier_activation=None))
     outputs = {"sum": model.output, **model.training_outputs}
-    found = keras.Model(model.input, outputs).predict(100 * images(2, 64, 96, 3), verbose=0)
+    found = predict(keras.Model(model.input, outputs), 100 * images(2, 64, 96, 3))
     assert found["token_logits"].shape == (2, 2, 3, 5)
     expected = found["logits"] + 0.5 * found["token_logits"].max(axis=(1, 2))
     assert relative_error(found["sum"], expected) < 1e-6

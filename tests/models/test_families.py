@@ -8,6 +8,7 @@ from helpers import TINY_TRANSXNET
 from helpers import compiled
 from helpers import gradient_function
 from helpers import images
+from helpers import predict
 from helpers import randomize
 from helpers import relative_error
 from helpers import tiny_dfvt
@@ -48,10 +49,6 @@ def values(model):
     return {weight.path: to_numpy(weight) for weight in model.weights if "seed" not in weight.path}
 
 
-def predict(model, x):
-    return model.predict(x, verbose=0)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 40)])
 def test_any_size_gives_the_pyramid(family, size):
     backbone = headless(family, input_shape=(*size, 3))
@@ -70,7 +67,7 @@ def test_a_model_of_unknown_size_equals_one_of_known_size(family):
     x = pixels(2, 56, 40, 3)
     # After a second size TensorFlow traces height and width as unknown.
     for other in (x, x[:, :44], x):
-        found = predict(free, other)
+        found = free.predict(other, verbose=0)
     assert relative_error(found, predict(fixed, x)) < 2e-6
 
 
@@ -106,18 +103,11 @@ def test_gradients_reach_every_trainable_weight(family):
         assert np.abs(gradient).max() > (0 if shifts else 1e-6 * largest), weight.path
 
 
-def test_half_precision_trains_and_predicts_like_float32(family):
-    labels = np.arange(20) % 5
-    rng = np.random.default_rng(0)
-    x = (40 * labels[:, None, None, None] + 20 * rng.random((20, 64, 64, 3))).astype("float32")
-    model = tiny(family, (64, 64, 3), dtype="mixed_bfloat16", depths=(1, 1, 1, 1))
-    model.compile(keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy")
-    losses = model.fit(x, labels, batch_size=10, epochs=10, verbose=0).history["loss"]
-    assert np.isfinite(losses).all()
-    assert losses[-1] < losses[0]
-    single = tiny(family, (64, 64, 3), depths=(1, 1, 1, 1))
-    single.set_weights(list(values(model).values()))
-    assert relative_error(predict(model, x), predict(single, x)) < 0.02
+def test_bfloat16_predicts_like_float32(family):
+    single = randomize(tiny(family, (64, 64, 3), classifier_activation=None))
+    half = tiny(family, (64, 64, 3), classifier_activation=None, dtype="mixed_bfloat16")
+    half.set_weights(single.get_weights())
+    assert relative_error(predict(half, pixels(2, 64, 64, 3)), predict(single, pixels(2, 64, 64, 3))) < 0.05
 
 
 def test_an_archive_gives_back_the_model(family, tmp_path):

@@ -1,7 +1,11 @@
 """TransXNet as a model: its options, its position bias, its mistakes."""
 
+import keras
+import numpy as np
 import pytest
+from helpers import predict
 from helpers import randomize
+from helpers import relative_error
 from helpers import tiny_transxnet
 from helpers import to_numpy
 
@@ -11,6 +15,20 @@ from keras_dualstream.conversion import to_torch_state_dict
 
 def values(model):
     return {weight.path: to_numpy(weight) for weight in model.weights if "seed" not in weight.path}
+
+
+def test_half_precision_trains_and_predicts_like_float32():
+    labels = np.arange(20) % 5
+    rng = np.random.default_rng(0)
+    x = (40 * labels[:, None, None, None] + 20 * rng.random((20, 64, 64, 3))).astype("float32")
+    model = tiny_transxnet((64, 64, 3), dtype="mixed_bfloat16")
+    model.compile(keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy")
+    losses = model.fit(x, labels, batch_size=10, epochs=10, verbose=0).history["loss"]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    single = tiny_transxnet((64, 64, 3))
+    single.set_weights(list(values(model).values()))
+    assert relative_error(predict(model, x), predict(single, x)) < 0.02
 
 
 OPTIONS = {
