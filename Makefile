@@ -16,10 +16,11 @@ test: .venv/test lint
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(PYTEST_FLAGS) || exit 1; \
 	done
 
-# Every variant and size in float32 and float64, with the errors printed.
+# Every variant and size in float32 and float64, with the errors printed, and whatever else is marked slow.
 parity: .venv/test
 	for backend in tensorflow jax torch; do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/models/test_parity.py -m "" -s || exit 1; \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow --ignore tests/models/test_parity.py || exit 1; \
 	done
 
 lint: .venv/test

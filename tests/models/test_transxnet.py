@@ -17,6 +17,8 @@ def values(model):
     return {weight.path: to_numpy(weight) for weight in model.weights if "seed" not in weight.path}
 
 
+# JAX compiles this step for a minute; Dual-ViT's and DS-Net's are in every run.
+@pytest.mark.slow
 def test_half_precision_trains_and_predicts_like_float32():
     labels = np.arange(20) % 5
     rng = np.random.default_rng(0)
