@@ -19,7 +19,7 @@ def other_classes(model, family, tensors, shapes):
 
     Args:
         model: an `ImageClassifier` or a backbone.
-        family: module of the family, for its `HEAD_PREFIXES`.
+        family: the model's `Family`.
         tensors: dict from names to the model's `Tensor`s.
         shapes: dict from names to the checkpoint's shapes.
 
@@ -32,7 +32,7 @@ def other_classes(model, family, tensors, shapes):
     names = [
         name
         for name, tensor in tensors.items()
-        if name.startswith(family.HEAD_PREFIXES) and name in shapes and shapes[name] != tensor.shape
+        if name.startswith(family.head_prefixes) and name in shapes and shapes[name] != tensor.shape
     ]
     classes = {shapes[name][:1] for name in names}
     fits = all((model.num_classes, *shapes[name][1:]) == tensors[name].shape for name in names)
@@ -76,8 +76,9 @@ def adapt_stem(array, channels):
 
 def is_position_table(name, array, shape, family):
     """Whether `array` is a table of the family that fits `shape` but for queries and keys."""
-    tables = tuple(getattr(family, "POSITION_TABLES", ()))
-    return name.startswith(tables) and array.ndim == 4 and array.shape[:2] == shape[:2] and array.size > 0
+    return (
+        name.startswith(family.position_tables) and array.ndim == 4 and array.shape[:2] == shape[:2] and array.size > 0
+    )
 
 
 def resize_table(array, queries, keys):

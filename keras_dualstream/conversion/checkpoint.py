@@ -20,7 +20,12 @@ from keras_dualstream.models.dsnet import DSNetBackbone
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.transxnet import TransXNetBackbone
 
-FAMILIES = {DFvTBackbone: dfvt, DSNetBackbone: dsnet, DualViTBackbone: dualvit, TransXNetBackbone: transxnet}
+FAMILIES = {
+    DFvTBackbone: dfvt.FAMILY,
+    DSNetBackbone: dsnet.FAMILY,
+    DualViTBackbone: dualvit.FAMILY,
+    TransXNetBackbone: transxnet.FAMILY,
+}
 
 
 def load_checkpoint(model, path_or_mapping, entry=None):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_dualstream.conversion.family import Family
 from keras_dualstream.conversion.porters import Tensor
 from keras_dualstream.conversion.porters import check_published
 from keras_dualstream.conversion.porters import tensors_inside
@@ -43,15 +44,8 @@ BLOCK = {
     "select.fc_channel.3": "dane.expand",
 }
 
-HEAD_PREFIXES = ("norm.", "head.")
-
 # The published networks are made for images of this size where the model takes any.
 PUBLISHED_SIZE = 224
-
-
-def left_out_prefixes(backbone):
-    """How the names begin that a backbone leaves out by its options: none."""
-    return ()
 
 
 def derived_tensors(model):
@@ -124,3 +118,6 @@ def checkpoint_tensors(model):
         tensors += tensors_of(model.get_layer("norm"), "norm")
         tensors += tensors_of(model.get_layer("classifier"), "head")
     return tensors
+
+
+FAMILY = Family(checkpoint_tensors, ("norm.", "head."), derived_tensors=derived_tensors)

@@ -1,5 +1,6 @@
 """Where DS-Net's checkpoint keeps what."""
 
+from keras_dualstream.conversion.family import Family
 from keras_dualstream.conversion.porters import tensors_inside
 from keras_dualstream.conversion.porters import tensors_of
 
@@ -29,18 +30,6 @@ GLOBAL_ALIGNMENT = {
     "fuse_channel_conv": "alignment.local_output",
     "fuse_channel_sa": "alignment.global_output",
 }
-
-HEAD_PREFIXES = ("norm.", "head.")
-
-
-def left_out_prefixes(backbone):
-    """How the names begin that a backbone leaves out by its options: none."""
-    return ()
-
-
-def derived_tensors(model):
-    """The checkpoint's tensors that follow from the options of the model: none does."""
-    return {}
 
 
 def checkpoint_tensors(model):
@@ -88,3 +77,6 @@ def _check_both_ways(alignment):
             "Checkpoints of DS-Net align both ways or not at all. Received: "
             f"local_to_global={alignment.local_to_global}, global_to_local={alignment.global_to_local}"
         )
+
+
+FAMILY = Family(checkpoint_tensors, ("norm.", "head."))

@@ -1,5 +1,6 @@
 """Where Dual-ViT's checkpoint keeps what."""
 
+from keras_dualstream.conversion.family import Family
 from keras_dualstream.conversion.porters import Tensor
 from keras_dualstream.conversion.porters import tensors_inside
 from keras_dualstream.conversion.porters import tensors_of
@@ -72,18 +73,6 @@ SEMANTIC_TOKENS = {
     "se.2": "select",
 }
 
-HEAD_PREFIXES = ("post_network.", "head.", "aux_head.")
-
-
-def left_out_prefixes(backbone):
-    """How the names begin that a backbone leaves out by its options: none."""
-    return ()
-
-
-def derived_tensors(model):
-    """The checkpoint's tensors that follow from the options of the model: none does."""
-    return {}
-
 
 def checkpoint_tensors(model):
     """Every tensor of the checkpoint that fits this Dual-ViT.
@@ -129,3 +118,6 @@ def _stage_tensors(model, backbone, stage, depth):
     if stage < 4:
         tensors += tensors_of(model.get_layer(f"stage{stage}_semantic_norm"), f"norm_proxy{stage}")
     return tensors
+
+
+FAMILY = Family(checkpoint_tensors, ("post_network.", "head.", "aux_head."))

@@ -90,7 +90,7 @@ def place(model, family, arrays):
 
     Args:
         model: a model of one of the builders, or a backbone.
-        family: module of its family, beside this one.
+        family: its `Family`.
         arrays: dict from names to arrays.
 
     Returns:
@@ -102,7 +102,7 @@ def place(model, family, arrays):
     tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
     if is_paddle(arrays):
         arrays = from_paddle(arrays, tensors)
-    left_out = family.HEAD_PREFIXES if isinstance(model, Backbone) else ()
+    left_out = family.head_prefixes if isinstance(model, Backbone) else ()
     left_out += family.left_out_prefixes(model.backbone)
     surplus = _surplus(arrays, tensors)
     arrays = {name: array for name, array in arrays.items() if name not in surplus and not name.startswith(left_out)}

@@ -1,5 +1,6 @@
 """Where TransXNet's checkpoint keeps what."""
 
+from keras_dualstream.conversion.family import Family
 from keras_dualstream.conversion.porters import Tensor
 from keras_dualstream.conversion.porters import check_published
 from keras_dualstream.conversion.porters import tensors_inside
@@ -47,20 +48,10 @@ TOKEN_ENHANCER = {
     "token_mixer.proj.7": "mixer.fusion.norm3",
 }
 
-HEAD_PREFIXES = ("classifier.",)
-
-# Made for one size of images, and resized to another.
-POSITION_TABLES = ("relative_pos_enc.",)
-
 
 def left_out_prefixes(backbone):
     """How the names begin that a backbone leaves out by its options: the position bias without it."""
     return () if backbone.position_bias else ("relative_pos_enc.",)
-
-
-def derived_tensors(model):
-    """The checkpoint's tensors that follow from the options of the model: none does."""
-    return {}
 
 
 def checkpoint_tensors(model):
@@ -106,3 +97,8 @@ def _block_tensors(block, prefix):
     for index in range(len(block.scales)):
         names[f"mlp.dwconv.proj.{index}"] = f"feed_forward.depthwise.{index}"
     return tensors_inside(block, prefix, names, pointwise=True)
+
+
+FAMILY = Family(
+    checkpoint_tensors, ("classifier.",), left_out_prefixes=left_out_prefixes, position_tables=("relative_pos_enc.",)
+)

@@ -5,6 +5,7 @@ import os
 import keras
 
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
+from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.models.flat_model import FlatModel
 from keras_dualstream.presets.folder import read_preset
 from keras_dualstream.presets.folder import write_preset
@@ -69,6 +70,20 @@ class Backbone(FlatModel):
     def backbone(self):
         """The model itself, so that every model of this package has a `backbone`."""
         return self
+
+    def averaged_head(self, norm, num_classes):
+        """The classification head of most families: normalisation, average over the positions, linear layer.
+
+        Args:
+            norm: layer that normalises the last map.
+            num_classes: int.
+
+        Returns:
+            The logits, and the dict `{"logits": logits}`.
+        """
+        pool = GlobalAveragePooling2D(data_format="channels_last", name="pool", dtype=self.dtype_policy)
+        logits = linear(num_classes, "classifier", self.dtype_policy)(pool(norm(self.features)))
+        return logits, {"logits": logits}
 
     def get_config(self):
         config = {**self._config, "dtype": keras.dtype_policies.serialize(self._config["dtype"])}

@@ -7,7 +7,6 @@ from keras_dualstream.layers.context_module import ContextModule
 from keras_dualstream.layers.context_module import check_branches
 from keras_dualstream.layers.dfvt_block import DFvTBlock
 from keras_dualstream.layers.drop_path import drop_path_rates
-from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -127,18 +126,8 @@ class DFvTBackbone(Backbone):
         self.depths = stages["depths"]
 
     def classification_head(self, num_classes):
-        """Normalisation, average over the positions, linear layer.
-
-        Args:
-            num_classes: int.
-
-        Returns:
-            The logits, and the dict `{"logits": logits}`.
-        """
-        x = _norm("norm", self.dtype_policy)(self.features)
-        x = GlobalAveragePooling2D(data_format="channels_last", name="pool", dtype=self.dtype_policy)(x)
-        logits = linear(num_classes, "classifier", self.dtype_policy)(x)
-        return logits, {"logits": logits}
+        """See `averaged_head`."""
+        return self.averaged_head(_norm("norm", self.dtype_policy), num_classes)
 
 
 def _stem(x, embed_dim, dtype):

@@ -4,11 +4,9 @@ import keras
 
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.ds_block import DSBlock
-from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
-from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
 from keras_dualstream.models.classifier import make_builder
@@ -133,18 +131,8 @@ class DSNetBackbone(Backbone):
         self.depths = stages["depths"]
 
     def classification_head(self, num_classes):
-        """Normalisation, average over the positions, linear layer.
-
-        Args:
-            num_classes: int.
-
-        Returns:
-            The logits, and the dict `{"logits": logits}`.
-        """
-        x = batch_normalization("norm", self.dtype_policy)(self.features)
-        x = GlobalAveragePooling2D(data_format="channels_last", name="pool", dtype=self.dtype_policy)(x)
-        logits = linear(num_classes, "classifier", self.dtype_policy)(x)
-        return logits, {"logits": logits}
+        """See `averaged_head`."""
+        return self.averaged_head(batch_normalization("norm", self.dtype_policy), num_classes)
 
 
 def _stage(x, index, channels, drop_path_rates, block_options):

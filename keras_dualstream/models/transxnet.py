@@ -3,12 +3,10 @@
 import keras
 
 from keras_dualstream.layers.drop_path import drop_path_rates
-from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.group_normalization import GroupNormalization
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.osra import PositionBias
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
-from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
@@ -168,19 +166,8 @@ class TransXNetBackbone(Backbone):
         self.position_bias = position_bias
 
     def classification_head(self, num_classes):
-        """Normalisation, average over the positions, linear layer.
-
-        Args:
-            num_classes: int.
-
-        Returns:
-            The logits, and the dict `{"logits": logits}`.
-        """
-        layer_options = dict(dtype=self.dtype_policy)
-        x = GroupNormalization(name="norm", **layer_options)(self.features)
-        x = GlobalAveragePooling2D(data_format="channels_last", name="pool", **layer_options)(x)
-        logits = linear(num_classes, "classifier", self.dtype_policy)(x)
-        return logits, {"logits": logits}
+        """See `averaged_head`."""
+        return self.averaged_head(GroupNormalization(name="norm", dtype=self.dtype_policy), num_classes)
 
 
 def _stage(x, index, options, drop_path_rates, block_options, bias_size, dtype):

@@ -96,6 +96,10 @@ def test_gradients_reach_every_trainable_weight(family):
     target = ops.convert_to_tensor(np.random.default_rng(3).standard_normal((3, 5)), dtype="float32")
     step = gradient_function(model, lambda logits: ops.mean(ops.square(logits - target)), training=True)
     _, gradients = step(pixels(3, 61, 87, 3))
+    missing = [
+        weight.path for weight, gradient in zip(model.trainable_weights, gradients, strict=True) if gradient is None
+    ]
+    assert not missing
     largest = max(np.abs(gradient).max() for gradient in gradients)
     for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
         # More than rounding, but where batch normalisation takes away what a shift before it adds.
@@ -104,10 +108,10 @@ def test_gradients_reach_every_trainable_weight(family):
 
 
 def test_bfloat16_predicts_like_float32(family):
-    single = randomize(tiny(family, (64, 64, 3), classifier_activation=None))
-    half = tiny(family, (64, 64, 3), classifier_activation=None, dtype="mixed_bfloat16")
+    single = randomize(tiny(family, (64, 64, 3)))
+    half = tiny(family, (64, 64, 3), dtype="mixed_bfloat16")
     half.set_weights(single.get_weights())
-    assert relative_error(predict(half, pixels(2, 64, 64, 3)), predict(single, pixels(2, 64, 64, 3))) < 0.05
+    assert relative_error(predict(half, pixels(2, 64, 64, 3)), predict(single, pixels(2, 64, 64, 3))) < 0.02
 
 
 def test_an_archive_gives_back_the_model(family, tmp_path):
