@@ -1,4 +1,4 @@
-"""What every test starts from: a seed, programs that JAX compiled before, and float64 on JAX where it is asked for."""
+"""What every test starts from: a seed, quick compilation on JAX, and float64 on JAX where it is asked for."""
 
 import contextlib
 import os
@@ -18,6 +18,25 @@ import pytest  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(7)
+
+
+@pytest.fixture(autouse=True)
+def _compiles_quickly(request):
+    """Lets XLA optimise on JAX only where a test judges what users get; it takes a third of the time of all others."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgets_programs():
+    """Gives back the memory of what a file's tests compiled."""
+    yield
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from reference_weights import sample_indices
 import keras_dualstream
 from keras_dualstream.conversion.checkpoint import FAMILIES
 
+pytestmark = pytest.mark.optimized
+
 # By the name of the reference: the builder, its options, and the sizes with known outputs.
 VARIANTS = {
     "dfvt_t": ("DFvTT", {}, ["2x224x224", "1x448x448"]),

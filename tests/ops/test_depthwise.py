@@ -13,6 +13,8 @@ from keras import ops
 from keras_dualstream.ops.depthwise import depthwise_conv2d
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 
+pytestmark = pytest.mark.optimized
+
 
 def depthwise_by_loop(x, kernel, strides, padding, dilation):
     """One output pixel at a time, with TensorFlow's meaning of "same"."""
