@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import RUN_EAGERLY
-from helpers import TINY
+from helpers import TINY_DFVT
 
 import keras_dualstream
 
@@ -28,17 +28,17 @@ def load_example():
 
 @pytest.fixture
 def example(monkeypatch):
-    """The example as a module, with a small DualViTS, since it builds and trains the model four times.
+    """The example as a module, with a small DFvTT, since it builds and trains the model four times.
 
     Eagerly on TensorFlow, which takes two minutes to trace the training steps.
     """
-    builder = keras_dualstream.DualViTS
+    builder = keras_dualstream.DFvTT
 
     @functools.wraps(builder)
     def small(**options):
-        return builder(**{**TINY, "depths": (1, 1, 1, 1), **options})
+        return builder(**{**TINY_DFVT, "depths": (1, 1, 1, 1), **options})
 
-    monkeypatch.setattr(keras_dualstream, "DualViTS", small)
+    monkeypatch.setattr(keras_dualstream, "DFvTT", small)
     monkeypatch.setattr(keras.Model, "compile", functools.partialmethod(keras.Model.compile, run_eagerly=RUN_EAGERLY))
     return load_example()
 
