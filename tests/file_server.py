@@ -34,10 +34,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if callable(content):
             content(self)
         else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            answer(content)(self)
 
     def do_HEAD(self):
         self.do_GET()
@@ -58,6 +55,20 @@ def serving():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def answer(content, headers=()):
+    """An answer with the content and these headers."""
+
+    def send(handler):
+        handler.send_response(200)
+        for name, value in {"Content-Length": str(len(content)), **dict(headers)}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(content)
+
+    return send
 
 
 def status(code):
