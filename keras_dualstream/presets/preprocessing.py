@@ -99,7 +99,7 @@ def _to_pixels(image, data_format):
 
 
 def _resize_and_crop(image, preprocessing):
-    """The middle of the image, resized as Pillow does it: columns, then rows, each rounded to whole numbers."""
+    """The middle of the image, resized as Pillow does it: along the rows, then the columns, rounding after each."""
     size, least = image.shape[:2], preprocessing.resized_size
     # The side that needs more of it gets exactly there; PyTorch cuts off what is left of the other one.
     fixed = 0 if least[0] * size[1] >= least[1] * size[0] else 1
@@ -107,10 +107,17 @@ def _resize_and_crop(image, preprocessing):
     for axis in (1, 0):
         kept = preprocessing.image_size[axis]
         first = round((resized[axis] - kept) / 2)
-        matrix = _bicubic_matrix(size[axis], resized[axis])[first : first + kept]
-        image = np.moveaxis(np.tensordot(matrix, image, (1, axis)), 0, axis)
-        image = np.clip(np.rint(image), 0, 255)
+        image = _combined(image, axis, _bicubic_matrix(size[axis], resized[axis])[first : first + kept])
     return image
+
+
+def _combined(image, axis, matrix):
+    """The matrix applied along an axis of the image; a line reads few others, so that a product would waste most."""
+    lines, combined = np.moveaxis(image, axis, 0), []
+    for weights in matrix:
+        first, last = np.flatnonzero(weights)[[0, -1]]
+        combined.append(np.tensordot(weights[first : last + 1], lines[first : last + 1].astype("float64"), 1))
+    return np.clip(np.floor(np.moveaxis(np.stack(combined), 0, axis) + 0.5), 0, 255)
 
 
 def _bicubic_matrix(size, new_size):
@@ -122,4 +129,5 @@ def _bicubic_matrix(size, new_size):
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+    # Pillow's precision; sums of such products with whole numbers are exact in float64.
+    return np.rint(weights / weights.sum(axis=1, keepdims=True) * 2**22) / 2**22
