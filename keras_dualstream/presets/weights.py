@@ -1,5 +1,6 @@
 """What `weights=` and a preset can mean."""
 
+import contextlib
 import dataclasses
 import os
 
@@ -133,6 +134,8 @@ def _published(name, load):
     access = f" ({row.access})" if row.access else ""
     by_hand = f"Get it by hand at {row.page}{access}, and save it as {path!r}: it is then loaded by itself."
     if row.url is None and not os.path.isfile(path):
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
         raise ValueError(
             f"No program can download the checkpoint of {row.variant} for {row.resolution}x{row.resolution} images "
             f"({name!r}). {by_hand}"

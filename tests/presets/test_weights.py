@@ -23,6 +23,7 @@ from published_files import write_published
 import keras_dualstream
 from keras_dualstream.conversion import to_torch_state_dict
 from keras_dualstream.presets.catalogue import PRESETS
+from keras_dualstream.presets.catalogue import SUFFIXES
 from keras_dualstream.presets.checksums import sha256_of
 from keras_dualstream.presets.folder import PresetInfo
 from keras_dualstream.presets.folder import read_preset
@@ -85,7 +86,6 @@ def test_what_no_program_can_download_is_loaded_once_it_is_there(cache, tmp_path
         f"'{path}': it is then loaded by itself."
     )
     model = randomize(tiny_model(), seed=2)
-    cache.mkdir(parents=True)
     write_published(path, "dualvit_s_224", model)
     assert_same(tiny_model(weights="imagenet"), model)
     with pytest.raises(ValueError, match="DualViTS for 384x384 .*19efu-TJ0O5o4jIZXSbcNeg.*dualvit_s_384.pth"):
@@ -340,3 +340,16 @@ def test_every_builder_has_published_weights():
         assert callable(getattr(keras_dualstream, variant))
         assert PRESETS[name].resolution == 224
         assert name == keras_dualstream.list_presets(f"{name[: name.index('_224')]}_*")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_of_full_size_is_loaded(name, cache, tmp_path):
+    row = PRESETS[name]
+    builder = getattr(keras_dualstream, row.variant)
+    model = randomize(builder(**row.options), seed=2)
+    cache.mkdir(parents=True)
+    write_published(cache / f"{name}{SUFFIXES[row.format]}", name, model)
+    found = builder(weights=name)
+    assert found.input_shape == (None, row.resolution, row.resolution, 3)
+    assert_same(found, model)
