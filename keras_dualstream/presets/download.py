@@ -56,11 +56,14 @@ def fetch_file(url, path, sha256=None):
         ValueError: if its checksum is another.
     """
     if os.path.isfile(path):
+        if not os.path.isfile(_record(path)):
+            # Put there by hand; were a wrong file recorded, the right one would be refused later.
+            _check_content(path, f"The file {path!r}")
         _verify(path, path, sha256, f"The file {path!r}")
         return path
     with _beside(path, url) as temporary:
         download(url, temporary)
-        _check_content(temporary, url)
+        _check_content(temporary, f"What was downloaded from {url}")
         _verify(temporary, path, sha256, f"What was downloaded from {url}")
         os.replace(temporary, path)
     return path
@@ -169,7 +172,7 @@ def _beside(path, url):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_content(path, url):
+def _check_content(path, what):
     """Reads the file once: a server that breaks off without having told the length leaves a damaged one."""
     try:
         if path.endswith(".weights.h5"):
@@ -178,12 +181,12 @@ def _check_content(path, url):
             read_checkpoint(path)
     except (OSError, ValueError) as error:
         reason = str(error).removeprefix(f"The checkpoint {path!r} ")
-        raise OSError(f"What was downloaded from {url} is not used: {reason.removesuffix('.')}.") from error
+        raise OSError(f"{what} is not used: {reason.removesuffix('.')}.") from error
 
 
 def _verify(file, path, sha256, what):
     """Compares the SHA-256 of `file` with the published one, or with that recorded beside `path`."""
-    digest, record = sha256_of(file), f"{path}.sha256"
+    digest, record = sha256_of(file), _record(path)
     known = sha256 or _recorded(record)
     if known is None:
         # A cache may be read-only, with a file in it that somebody else put there.
@@ -194,6 +197,10 @@ def _verify(file, path, sha256, what):
         remedy = "" if sha256 else f" If the change is meant, delete {record!r}."
         again = " To download it again, delete it." if file == path else ""
         raise ValueError(f"{what} is another: its SHA-256 is {digest}, that {source} is {known}.{remedy}{again}")
+
+
+def _record(path):
+    return f"{path}.sha256"
 
 
 def _recorded(record):

@@ -85,6 +85,9 @@ def test_what_no_program_can_download_is_loaded_once_it_is_there(cache, tmp_path
         "https://pan.baidu.com/s/1mJapQgFXs3NYnFUCbsgYwQ (access code: nets), and save it as "
         f"'{path}': it is then loaded by itself."
     )
+    path.write_text("<html>the page in place of the file</html>")
+    with pytest.raises(OSError, match="dualvit_s_224.pth' is not used: .* It begins with b'<html>.*Get it by hand at"):
+        tiny_model(weights="imagenet")
     model = randomize(tiny_model(), seed=2)
     write_published(path, "dualvit_s_224", model)
     assert_same(tiny_model(weights="imagenet"), model)
