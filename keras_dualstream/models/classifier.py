@@ -159,12 +159,12 @@ def make_builder(variant, backbone_class, defaults):
     ):
         check_pooling(pooling)
         _check_input_shape(input_shape, input_tensor)
-        found = None if weights is None else find_weights(weights, [variant])
         if weights is not None and include_top and classifier_activation not in (None, "softmax"):
             raise ValueError(
                 "With `weights`, `classifier_activation` must be None or 'softmax'. "
                 f"Received: classifier_activation={classifier_activation!r}"
             )
+        found = None if weights is None else find_weights(weights, [variant])
         options = {**defaults, **_options_of(found, backbone_class, defaults), **backbone_options}
         head_options = {key: options.pop(key) for key in backbone_class.head_options if key in options}
         model = backbone_class(

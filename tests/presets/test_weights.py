@@ -112,7 +112,10 @@ def test_a_preset_brings_its_image_size_and_options(publish, tmp_path):
 
 
 @one_backend
-def test_published_weights_go_with_any_head_and_any_images(source, publish, tmp_path):
+def test_published_weights_go_with_any_head_and_any_images(source, publish, server, tmp_path):
+    with pytest.raises(ValueError, match="`classifier_activation` must be None or 'softmax'"):
+        tiny_transxnet(weights="imagenet", classifier_activation="relu")
+    assert server.requests == []
     publish("transxnet_t_224", write_published(tmp_path / "file", "transxnet_t_224", source).read_bytes())
     with pytest.warns(UserWarning, match="the 5 classes are not the model's"):
         model = tiny_transxnet(weights="imagenet", classes=3)
