@@ -111,7 +111,7 @@ def draw(path, images, decoded, titles):
         bars = right.barh(range(len(names)), scores, color="#33658a")
         right.bar_label(bars, [f" {score:.1%}" for score in scores])
         right.set_yticks(range(len(names)), names)
-        right.set_xlim(0, 1.15)
+        right.set(xlim=(0, 1.15), xlabel="probability")
         right.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=110)
