@@ -20,6 +20,10 @@ from keras_dualstream.models.transxnet import TransXNetB
 from keras_dualstream.models.transxnet import TransXNetBackbone
 from keras_dualstream.models.transxnet import TransXNetS
 from keras_dualstream.models.transxnet import TransXNetT
+from keras_dualstream.presets.catalogue import list_presets
+from keras_dualstream.presets.classification import decode_predictions
+from keras_dualstream.presets.classification import preprocess_input
+from keras_dualstream.presets.preprocessing import Preprocessing
 
 __version__ = "0.1.0"
 
@@ -38,10 +42,14 @@ __all__ = [
     "DualViTL",
     "DualViTS",
     "ImageClassifier",
+    "Preprocessing",
     "TransXNetB",
     "TransXNetBackbone",
     "TransXNetS",
     "TransXNetT",
     "conversion",
+    "decode_predictions",
     "layers",
+    "list_presets",
+    "preprocess_input",
 ]

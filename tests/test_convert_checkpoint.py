@@ -17,6 +17,10 @@ from helpers import tiny_transxnet
 import keras_dualstream
 from keras_dualstream.conversion import read_checkpoint
 from keras_dualstream.conversion import to_torch_state_dict
+from keras_dualstream.presets.catalogue import PRESETS
+from keras_dualstream.presets.checksums import sha256_of
+from keras_dualstream.presets.folder import PRESET_FILES
+from keras_dualstream.presets.folder import read_preset
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "tools" / "convert_checkpoint.py"
 one_backend = pytest.mark.skipif(keras.config.backend() != "torch", reason="the rest of the tool has no tensors")
@@ -86,7 +90,44 @@ def test_what_was_adapted_is_in_the_table(tool, state_dict, capsys):
     assert same({**found, **{name: state_dict[name] for name in ADAPTED}}, state_dict)
 
 
+@one_backend
+def test_published_copies_are_what_a_mirror_serves(tool, state_dict, capsys, monkeypatch):
+    np.savez("transx-t.npz", **state_dict)
+    assert tool.main(["to-keras", "transx-t.npz", "mirror", "--publish", "transxnet_t_224"]) == 0
+    assert f"read back bit for bit: {os.path.join('mirror', 'transxnet_t_224')}" in capsys.readouterr().out
+    config, _, info = read_preset("mirror/transxnet_t_224")
+    assert config["config"]["image_shape"] == [None, None, 3]
+    assert (info.preprocessing, info.licence) == (PRESETS["transxnet_t_224"].preprocessing, "Apache-2.0")
+    digest = sha256_of("transx-t.npz")
+    assert f"/transx-t.pth.tar (transx-t.npz, SHA-256 {digest}), converted by keras_dualstream 0" in info.provenance
+    monkeypatch.setenv("KERAS_DUALSTREAM_MIRROR", "mirror")
+    assert same(to_torch_state_dict(keras_dualstream.TransXNetT(weights="imagenet")), state_dict)
+    # Once more over the old one.
+    assert tool.main(["to-keras", "transx-t.npz", "mirror/", "--publish", "transxnet_t_224"]) == 0
+    assert sorted(os.listdir("mirror/transxnet_t_224")) == sorted(PRESET_FILES)
+
+
 MISTAKES = {
+    "no licence": (
+        ["to-keras", "source.npz", "mirror", "--publish", "dfvt_t_224"],
+        "error: dfvt_t_224 cannot be published: its authors grant no licence to pass it on.",
+    ),
+    "an unknown preset": (
+        ["to-keras", "source.npz", "mirror", "--publish", "dfvt"],
+        "error: --publish must be one of dfvt_t_224, ",
+    ),
+    "publishing with classes": (
+        ["to-keras", "source.npz", "mirror", "--publish", "transxnet_t_224", "--classes", "3"],
+        "error: --publish goes with to-keras, and with neither --classes nor --option.",
+    ),
+    "publishing backwards": (
+        ["to-torch", "source.npz", "mirror", "--publish", "transxnet_t_224"],
+        "error: --publish goes with to-keras, and with neither --classes nor --option.",
+    ),
+    "publishing another checkpoint": (
+        ["to-keras", "source.npz", "mirror", "--publish", "ds_net_t_224"],
+        "error: The checkpoint does not fit the model, which is unchanged: missing in the checkpoint: ",
+    ),
     "another number of classes": (
         ["to-keras", "source.npz", "x.weights.h5", "--model", "TransXNetT", "--option", "classes=3"],
         "error: The checkpoint has another number of classes than the model: give the model's by --classes.",

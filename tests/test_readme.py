@@ -10,22 +10,37 @@ import numpy as np
 import pytest
 from helpers import randomize
 from helpers import read_manifest
+from published_files import write_published
 
 import keras_dualstream
 from keras_dualstream.models import dfvt
 from keras_dualstream.models import dsnet
 from keras_dualstream.models import dualvit
 from keras_dualstream.models import transxnet
+from keras_dualstream.presets.catalogue import PRESETS
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+def put_in_the_cache(home, monkeypatch):
+    """Has the published weights of a TransXNetT with one block a stage where their download would be."""
+    shallow = functools.partial(keras_dualstream.TransXNetT, depths=(1, 1, 1, 1))
+    monkeypatch.setattr(keras_dualstream, "TransXNetT", shallow)
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    cache = home / "models" / "keras_dualstream"
+    cache.mkdir(parents=True)
+    write_published(cache / "transxnet_t_224.pth", "transxnet_t_224", shallow())
+
+
 def test_snippets_run(tmp_path, monkeypatch, capsys):
     """With one block a stage: depth makes the training step slow to trace, and the parity tests have it."""
     import torch
+    from keras.src.applications import imagenet_utils
 
     monkeypatch.chdir(tmp_path)
+    put_in_the_cache(tmp_path / "home", monkeypatch)
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", {str(i): [f"n{i}", f"class {i}"] for i in range(1000)})
     shallow = functools.partial(keras_dualstream.DualViTS, depths=(1, 1, 1, 1))
     monkeypatch.setattr(keras_dualstream, "DualViTS", shallow)
     state_dict = keras_dualstream.conversion.to_torch_state_dict(randomize(shallow()))
@@ -38,12 +53,12 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(path, image)
         keras.utils.save_img("photo.jpg", image)
-    convert, classify, transfer, pyramid, export = SNIPPETS
+    classify, convert, transfer, pyramid, export = SNIPPETS
     names = {}
-    for snippet in (convert, classify, transfer, pyramid):
+    for snippet in (classify, convert, transfer, pyramid):
         exec(snippet, names)
     printed = capsys.readouterr().out
-    assert re.search(r"class \d+ of ImageNet, \d+%", printed)
+    assert re.search(r"\[\('n\d+', 'class \d+', .*\), (.*, ){3}\('n\d+', 'class \d+', .*\)\]\n", printed)
     assert "{'P2': (1, 64, 80, 64), 'P3': (1, 32, 40, 128), 'P4': (1, 16, 20, 320), 'P5': (1, 8, 10, 448)}" in printed
     assert names["model"].history.history["accuracy"]
     if keras.config.backend() == "tensorflow":
@@ -87,3 +102,22 @@ def test_table_has_every_model_and_its_parameters(variant):
     counted = [f"{parameters(variant, left_out):,}" for left_out in LEFT_OUT.get(variant, [()])]
     assert cells[1 : 1 + len(counted)] == counted
     assert cells[-2:] == [", ".join(map(str, VARIANTS[variant][name])) for name in ("embed_dims", "depths")]
+
+
+def test_table_has_every_preset():
+    """In the order of the catalogue, whose first row of a builder is `imagenet`."""
+    table = README.partition("### Weights")[2].partition("\n\n- ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    formats = {"pytorch": "PyTorch", "paddle": "Paddle"}
+    assert rows == [
+        [
+            f"`{name}`",
+            f"`{row.variant}`",
+            str(row.resolution),
+            str(row.crop),
+            f"{row.top_1:.1f}",
+            f"[{formats[row.format]}]({row.page})" + ("" if row.url else ", by hand"),
+            row.licence or "none stated",
+        ]
+        for name, row in PRESETS.items()
+    ]

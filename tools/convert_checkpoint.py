@@ -3,8 +3,10 @@
     python tools/convert_checkpoint.py to-keras transx-t.pth.tar transxnet_t.weights.h5 --model TransXNetT
     python tools/convert_checkpoint.py to-keras ten.pth ten.weights.h5 --model DualViTS --classes 10
     python tools/convert_checkpoint.py to-torch transxnet_t.weights.h5 transxnet_t.safetensors --model TransXNetT
+    python tools/convert_checkpoint.py to-keras transx-t.pth.tar mirror/ --publish transxnet_t_224
 
 Prints where each tensor went. The new file is read again and compared with the model bit for bit before it appears.
+--publish writes the preset's folder into a mirror, which KERAS_DUALSTREAM_MIRROR may name as a folder or by HTTP.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import inspect
 import os
 import sys
 
+import keras
 import numpy as np
 
 import keras_dualstream
@@ -20,7 +23,11 @@ from keras_dualstream.conversion import load_checkpoint
 from keras_dualstream.conversion import to_torch_state_dict
 from keras_dualstream.conversion.checkpoint import assign
 from keras_dualstream.conversion.checkpoint import place_checkpoint
+from keras_dualstream.presets.catalogue import PRESETS
+from keras_dualstream.presets.checksums import sha256_of
+from keras_dualstream.presets.folder import PresetInfo
 from keras_dualstream.presets.folder import write_file
+from keras_dualstream.presets.folder import write_preset
 
 try:
     from rich.console import Console
@@ -35,8 +42,11 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("direction", choices=("to-keras", "to-torch"))
     parser.add_argument("source", help="to-keras: any file of read_checkpoint; to-torch: .weights.h5")
-    parser.add_argument("output", help="to-keras: .weights.h5; to-torch: .safetensors, .npz, or with PyTorch .pth, .pt")
-    parser.add_argument("--model", required=True, help="a builder of keras_dualstream, such as DualViTS")
+    output_help = "to-keras: .weights.h5, or a mirror's folder; to-torch: .safetensors, .npz, or with PyTorch .pth, .pt"
+    parser.add_argument("output", help=output_help)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a builder of keras_dualstream, such as DualViTS")
+    what.add_argument("--publish", metavar="PRESET", help="to-keras: the published preset whose checkpoint it is")
     parser.add_argument("--classes", type=int, help="classes of the model (1000); a head of others is left new")
     parser.add_argument("--entry", help="the dict in the checkpoint that holds the weights, such as state_dict_ema")
     option_help = "another argument of the builder, such as token_label_head=False; may be repeated"
@@ -46,6 +56,8 @@ def parse_arguments(argv):
 
 def make_builder(arguments):
     """The function without arguments that makes the model."""
+    if arguments.publish:
+        return published_builder(arguments)
     functions = {key: value for key, value in vars(keras_dualstream).items() if inspect.isfunction(value)}
     builders = {key: value for key, value in functions.items() if "include_top" in inspect.signature(value).parameters}
     if arguments.model not in builders:
@@ -62,6 +74,18 @@ def make_builder(arguments):
     return lambda: builders[arguments.model](**options)
 
 
+def published_builder(arguments):
+    """The same for a preset that may be passed on; of images of any size, as `from_preset` makes it."""
+    if arguments.publish not in PRESETS:
+        raise ValueError(f"--publish must be one of {', '.join(PRESETS)}. Received: {arguments.publish!r}")
+    row = PRESETS[arguments.publish]
+    if row.licence is None:
+        raise ValueError(f"{arguments.publish} cannot be published: its authors grant no licence to pass it on.")
+    if arguments.direction == "to-torch" or arguments.classes is not None or arguments.option:
+        raise ValueError("--publish goes with to-keras, and with neither --classes nor --option.")
+    return lambda: getattr(keras_dualstream, row.variant)(input_shape=(None, None, 3), **row.options)
+
+
 def check_paths(source, output, source_suffixes, output_suffixes):
     for which, path, suffixes in (("source", source, source_suffixes), ("output", output, output_suffixes)):
         if not path.endswith(suffixes):
@@ -72,7 +96,7 @@ def check_paths(source, output, source_suffixes, output_suffixes):
 
 def to_keras(arguments, build):
     """Writes the weights file; returns where the tensors went."""
-    check_paths(arguments.source, arguments.output, ("",), (".weights.h5",))
+    check_paths(arguments.source, arguments.output, ("",), ("",) if arguments.publish else (".weights.h5",))
     model = build()
     placements = place_checkpoint(model, arguments.source, arguments.entry)
     if arguments.classes is None and any(placement.array is None for placement in placements):
@@ -85,8 +109,21 @@ def to_keras(arguments, build):
         again.load_weights(path)
         compare(again, model)
 
-    write_file(arguments.output, write)
+    if arguments.publish:
+        publish(arguments, model.backbone, write)
+    else:
+        write_file(arguments.output, write)
     return placements
+
+
+def publish(arguments, backbone, write):
+    """Writes the preset's folder."""
+    row, name = PRESETS[arguments.publish], os.path.basename(arguments.source)
+    source = f"{row.url or row.page} ({name}, SHA-256 {sha256_of(arguments.source)})"
+    provenance = f"{source}, converted by keras_dualstream {keras_dualstream.__version__}"
+    info = PresetInfo(row.preprocessing, provenance=provenance, licence=row.licence)
+    arguments.output = os.path.join(arguments.output, arguments.publish)
+    write_preset(arguments.output, keras.saving.serialize_keras_object(backbone), write, info)
 
 
 def to_torch(arguments, build):

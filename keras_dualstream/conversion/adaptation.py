@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.ops.resample import bicubic_taps
 
 # Of the images that every checkpoint was trained on.
@@ -27,7 +26,7 @@ def other_classes(model, family, tensors, shapes):
         The names, and the checkpoint's number of classes; no names where the head fits, or where it differs
         otherwise.
     """
-    if isinstance(model, Backbone):
+    if model is model.backbone:
         return [], None
     names = [
         name

@@ -13,18 +13,13 @@ from keras_dualstream.conversion.placement import assign
 from keras_dualstream.conversion.placement import listed
 from keras_dualstream.conversion.placement import named_arrays
 from keras_dualstream.conversion.placement import place
-from keras_dualstream.models.backbone import Backbone
-from keras_dualstream.models.classifier import ImageClassifier
-from keras_dualstream.models.dfvt import DFvTBackbone
-from keras_dualstream.models.dsnet import DSNetBackbone
-from keras_dualstream.models.dualvit import DualViTBackbone
-from keras_dualstream.models.transxnet import TransXNetBackbone
 
+# By the names of the backbones' classes, which stand on the floor above: builders load checkpoints.
 FAMILIES = {
-    DFvTBackbone: dfvt.FAMILY,
-    DSNetBackbone: dsnet.FAMILY,
-    DualViTBackbone: dualvit.FAMILY,
-    TransXNetBackbone: transxnet.FAMILY,
+    "DFvTBackbone": dfvt.FAMILY,
+    "DSNetBackbone": dsnet.FAMILY,
+    "DualViTBackbone": dualvit.FAMILY,
+    "TransXNetBackbone": transxnet.FAMILY,
 }
 
 
@@ -123,7 +118,10 @@ def to_torch_state_dict(model):
 
 
 def _family(model):
-    for backbone_class, family in FAMILIES.items():
-        if isinstance(model, (Backbone, ImageClassifier)) and isinstance(model.backbone, backbone_class):
-            return family
+    backbone = getattr(model, "backbone", None)
+    # A classifier has classes; a pyramid has a backbone too, and no checkpoint.
+    if model is backbone or hasattr(model, "num_classes"):
+        for base in type(backbone).__mro__:
+            if base.__name__ in FAMILIES:
+                return FAMILIES[base.__name__]
     raise TypeError(f"`model` must come from a builder or a backbone of keras_dualstream. Received: {type(model)}")

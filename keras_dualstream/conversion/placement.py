@@ -19,7 +19,6 @@ from keras_dualstream.conversion.paddle_names import is_paddle
 from keras_dualstream.conversion.reader.read_checkpoint import read_checkpoint
 from keras_dualstream.conversion.reader.state_dict import find_state_dict
 from keras_dualstream.conversion.reader.state_dict import without_wrappers
-from keras_dualstream.models.backbone import Backbone
 
 # PyTorch counts batches beside each BatchNorm; nothing reads the count at a fixed momentum.
 COUNTER = ".num_batches_tracked"
@@ -102,7 +101,7 @@ def place(model, family, arrays):
     tensors = {tensor.name: tensor for tensor in family.checkpoint_tensors(model)}
     if is_paddle(arrays):
         arrays = from_paddle(arrays, tensors)
-    left_out = family.head_prefixes if isinstance(model, Backbone) else ()
+    left_out = family.head_prefixes if model is model.backbone else ()
     left_out += family.left_out_prefixes(model.backbone)
     surplus = _surplus(arrays, tensors)
     arrays = {name: array for name, array in arrays.items() if name not in surplus and not name.startswith(left_out)}

@@ -1,14 +1,15 @@
 """What every backbone is: a functional graph with a flat config, a pyramid and presets."""
 
-import os
-
 import keras
 
+from keras_dualstream.conversion.checkpoint import load_checkpoint
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.models.flat_model import FlatModel
-from keras_dualstream.presets.folder import read_preset
+from keras_dualstream.presets.folder import PresetInfo
 from keras_dualstream.presets.folder import write_preset
+from keras_dualstream.presets.preprocessing import Preprocessing
+from keras_dualstream.presets.weights import find_weights
 
 POOLINGS = {"avg": GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
 
@@ -33,6 +34,8 @@ class Backbone(FlatModel):
         data_format: str. `"channels_last"` or `"channels_first"`, of images and pyramid.
     """
 
+    # The arguments of the published variants, by the name of their builder.
+    variants = {}
     # Arguments of `classification_head` beside the number of classes.
     head_options = ()
 
@@ -60,6 +63,13 @@ class Backbone(FlatModel):
     def pyramid_outputs(self):
         """The KerasTensors of the feature pyramid, `"P2"` … `"P5"`."""
         return dict(self._pyramid_outputs)
+
+    @property
+    def image_size(self):
+        """Height and width of the images, or `None` where one of them is free."""
+        shape = self._config["image_shape"]
+        size = tuple(shape[:2] if self.data_format == "channels_last" else shape[1:])
+        return None if None in size else size
 
     @property
     def own_layers(self):
@@ -102,46 +112,71 @@ class Backbone(FlatModel):
             config["dtype"] = keras.dtype_policies.deserialize(config["dtype"])
         return super().from_config(config, custom_objects)
 
-    def save_to_preset(self, preset_dir):
-        """Saves config and weights into a folder for `from_preset`.
+    def save_to_preset(self, preset_dir, preprocessing=None, class_names=None, provenance=None, licence=None):
+        """Saves config and weights, and what is known about them, into a folder for `from_preset` and `weights=`.
+
+        With them go the SHA-256 of the files, by which damage is noticed.
 
         Args:
             preset_dir: path of the folder; made if missing.
+            preprocessing: `Preprocessing` that images need before the model.
+                Defaults to the model's image size, or 224×224 if that is free,
+                and a crop of 0.875.
+            class_names: list of str, in the order of the classes. Defaults to `None`.
+            provenance: str. Where the weights come from. Defaults to `None`.
+            licence: str. What allows to use them. Defaults to `None`.
+
+        Raises:
+            ValueError: if an argument has none of these values, or there are not
+                as many names as classes.
         """
-        config = keras.saving.serialize_keras_object(self)
-        write_preset(os.fspath(preset_dir), config, self.save_weights)
+        classes = getattr(self, "num_classes", None)
+        if None not in (class_names, classes) and len(class_names) != classes:
+            raise ValueError(f"`class_names` must have {classes} names. Received: {len(class_names)}")
+        preprocessing = preprocessing or Preprocessing(self.backbone.image_size or Preprocessing().image_size)
+        info = PresetInfo(preprocessing, class_names, provenance, licence)
+        write_preset(preset_dir, keras.saving.serialize_keras_object(self.backbone), self.save_weights, info)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
-        """Makes the backbone that `save_to_preset` saved.
+        """Makes a backbone with the weights of a preset.
 
         Args:
-            preset: path of the folder.
+            preset: a name of `keras_dualstream.list_presets()`; the path of a
+                folder that `save_to_preset` made, or `hf://user/repository` for
+                one on the Hugging Face Hub; or the path or `https://` address of
+                a `.weights.h5` file or checkpoint, which has no config: the
+                backbone is then that of the arguments.
             load_weights: bool. Whether to load the weights; otherwise they are
-                new. Defaults to `True`.
-            **kwargs: arguments of the constructor that replace the saved ones.
+                new, and published ones are not downloaded. Defaults to `True`.
+            **kwargs: arguments of the constructor that replace the preset's.
 
         Returns:
             A backbone of this class.
 
         Raises:
-            ValueError: if the folder or a file in it is missing, damaged or of
+            ValueError: if there is no such preset, or it is damaged or of
                 another class.
+            OSError: if it cannot be downloaded.
         """
-        config, weights = read_preset(os.fspath(preset))
-        if config["class_name"] != cls.__name__:
-            raise ValueError(
-                f"The preset holds a {config['class_name']}; load it with `{config['class_name']}.from_preset`. "
-                f"Received: preset={preset!r} for {cls.__name__}"
-            )
+        found = find_weights(preset, list(cls.variants), load_weights)
+        found.check_class(cls.__name__)
+        if found.config is not None:
+            config = found.config["config"]
+        elif found.published is not None:
+            config = {**cls.variants[found.published.variant], **found.published.options}
+        else:
+            config = {}
         try:
-            backbone = cls.from_config({**config["config"], **kwargs})
+            backbone = cls.from_config({**config, **kwargs})
         except TypeError as error:
             raise ValueError(
                 f"The preset {preset!r} or the arguments {kwargs} do not fit {cls.__name__}. Cause: {error}"
             ) from error
-        if load_weights:
-            backbone.load_weights(weights)
+        if load_weights and found.path.endswith(".weights.h5"):
+            backbone.load_weights(found.path)
+        elif load_weights:
+            load_checkpoint(backbone, found.path)
         return backbone
 
 

@@ -1,16 +1,20 @@
 """Image classifiers, and the one place where builders are made."""
 
+import dataclasses
 import numbers
 import warnings
 
 import keras
 
+from keras_dualstream.conversion.checkpoint import load_checkpoint
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.flat_model import FlatModel
 from keras_dualstream.models.flat_model import check_surplus
 from keras_dualstream.models.flat_model import load_layers
+from keras_dualstream.models.image_input import ImageOptions
 from keras_dualstream.models.image_input import check_pooling
-from keras_dualstream.presets.catalogue import find_weights
+from keras_dualstream.presets.preprocessing import Preprocessing
+from keras_dualstream.presets.weights import find_weights
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -69,6 +73,9 @@ class ImageClassifier(FlatModel):
         """The KerasTensors that training can use beside the output, by name."""
         return dict(self._training_outputs)
 
+    # As of a backbone, with the head's weights.
+    save_to_preset = Backbone.save_to_preset
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -89,13 +96,19 @@ BUILDER_DOCSTRING = """Builds {variant}: `{backbone}({defaults})`.
     Args:
         include_top: bool. `True` gives a classifier; `False` gives the backbone,
             whose output is the last feature map. Defaults to `True`.
-        weights: `None` for new weights, the path of a `.weights.h5` file that a
-            model of this variant saved (with any head or none), or a preset
-            folder. Where the head does not fit, it is new. Defaults to `None`.
+        weights: `None` for new weights; `"imagenet"` or a name of
+            `keras_dualstream.list_presets()` for published ones, downloaded
+            once; the path of a `.weights.h5` file that a model of this variant
+            saved (with any head or none), of a checkpoint that
+            `conversion.read_checkpoint` reads, or of a preset folder;
+            `hf://user/repository` for such a folder; or the `https://` address
+            of such a file. Where the head does not fit, it is new. Defaults to
+            `None`.
         input_tensor: KerasTensor to use as images. Defaults to `None`.
         input_shape: tuple of three. Shape of one image; height and width may be
-            `None`. Defaults to 224x224 RGB images with `include_top`, otherwise
-            to RGB images of any size.
+            `None`. Defaults to RGB images of the size that the weights' preset
+            names, or else 224x224, with `include_top`, otherwise to RGB images
+            of any size.
         pooling: with `include_top=False`, `None` for the feature map, `"avg"` or
             `"max"` for its average or maximum. Defaults to `None`.
         classes: int. Number of classes, with `include_top`. Defaults to `1000`.
@@ -106,7 +119,8 @@ BUILDER_DOCSTRING = """Builds {variant}: `{backbone}({defaults})`.
         name: str. Name of the model. Defaults to `"{variant}"`.
         **backbone_options: other arguments of `{backbone}`, such as
             `drop_path_rate`, `data_format` or `dtype`, and with `include_top`
-            of its head, such as `token_label_head`.
+            of its head, such as `token_label_head`. What neither they nor the
+            variant tell is as in the preset of the weights.
 
     Returns:
         An `ImageClassifier`, or a `{backbone}` with `include_top=False`. Both
@@ -115,6 +129,7 @@ BUILDER_DOCSTRING = """Builds {variant}: `{backbone}({defaults})`.
     Raises:
         ValueError: if an argument has none of the values above, or the weights
             cannot be read or do not fit.
+        OSError: if the weights cannot be downloaded.
     """
 
 
@@ -144,16 +159,16 @@ def make_builder(variant, backbone_class, defaults):
     ):
         check_pooling(pooling)
         _check_input_shape(input_shape, input_tensor)
-        weights_file = find_weights(weights, variant)
         if weights is not None and include_top and classifier_activation not in (None, "softmax"):
             raise ValueError(
                 "With `weights`, `classifier_activation` must be None or 'softmax'. "
                 f"Received: classifier_activation={classifier_activation!r}"
             )
-        options = {**defaults, **backbone_options}
+        found = None if weights is None else find_weights(weights, [variant])
+        options = {**defaults, **_options_of(found, backbone_class, defaults), **backbone_options}
         head_options = {key: options.pop(key) for key in backbone_class.head_options if key in options}
         model = backbone_class(
-            image_shape=input_shape or _default_shape(include_top, options.get("data_format")),
+            image_shape=input_shape or _default_shape(include_top, options.get("data_format"), found),
             input_tensor=input_tensor,
             include_preprocessing=include_preprocessing,
             pooling=None if include_top else pooling,
@@ -162,8 +177,8 @@ def make_builder(variant, backbone_class, defaults):
         )
         if include_top:
             model = ImageClassifier(model, classes, classifier_activation, name=name, **head_options)
-        if weights_file is not None:
-            _load_pretrained(model, weights_file)
+        if found is not None:
+            _load_pretrained(model, found.path)
         return model
 
     builder.__name__ = builder.__qualname__ = variant
@@ -186,14 +201,29 @@ def _check_input_shape(input_shape, input_tensor):
         )
 
 
-def _default_shape(include_top, data_format):
-    size = (224, 224) if include_top else (None, None)
+def _options_of(found, backbone_class, defaults):
+    """The arguments that the weights were made with and that a variant leaves open."""
+    if found is None:
+        return {}
+    found.check_class(backbone_class.__name__)
+    if found.config is None:
+        return found.published.options if found.published else {}
+    of_the_model = {*defaults, "name", "frozen_layers", *(field.name for field in dataclasses.fields(ImageOptions))}
+    return {key: value for key, value in found.config["config"].items() if key not in of_the_model}
+
+
+def _default_shape(include_top, data_format, found):
+    preprocessing = Preprocessing() if found is None else found.info.preprocessing
+    size = preprocessing.image_size if include_top else (None, None)
     channels_first = (data_format or keras.config.image_data_format()) == "channels_first"
     return (3, *size) if channels_first else (*size, 3)
 
 
 def _load_pretrained(model, weights_file):
     """Loads the backbone, and of the head what fits; the rest of the head stays new, with a warning."""
+    if not weights_file.endswith(".weights.h5"):
+        load_checkpoint(model, weights_file)
+        return
     check_surplus(model, weights_file)
     load_layers(model.backbone.own_layers, weights_file)
     backbone_layers = model.backbone.layers

@@ -69,6 +69,8 @@ class DFvTBackbone(Backbone):
         Gao et al., "Doubly-Fused ViT" (2022), https://doi.org/10.1007/978-3-031-20050-2_43
     """
 
+    variants = VARIANTS
+
     def __init__(
         self,
         embed_dim=96,

@@ -78,6 +78,8 @@ class DSNetBackbone(Backbone):
         https://arxiv.org/abs/2105.14734
     """
 
+    variants = VARIANTS
+
     def __init__(
         self,
         embed_dims=(64, 128, 320, 512),

@@ -80,6 +80,7 @@ class DualViTBackbone(Backbone):
         Yao et al., "Dual Vision Transformer" (2023), https://arxiv.org/abs/2207.04976
     """
 
+    variants = VARIANTS
     head_options = ("token_label_head",)
 
     def __init__(

@@ -6,10 +6,8 @@ import numbers
 import keras
 
 from keras_dualstream.layers.float64 import Normalization
-
-# Of ImageNet's RGB images in [0, 1], as all four papers normalise.
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
+from keras_dualstream.presets.preprocessing import IMAGE_MEAN
+from keras_dualstream.presets.preprocessing import IMAGE_STD
 
 
 @dataclasses.dataclass

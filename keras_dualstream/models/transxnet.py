@@ -97,6 +97,8 @@ class TransXNetBackbone(Backbone):
         Lou et al., "TransXNet" (2025), https://arxiv.org/abs/2310.19380
     """
 
+    variants = VARIANTS
+
     def __init__(
         self,
         embed_dims=(48, 96, 224, 448),

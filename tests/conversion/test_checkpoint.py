@@ -147,6 +147,8 @@ def test_other_variants_and_things_are_refused(model, state_dict):
         load_checkpoint(model, list(state_dict))
     with pytest.raises(TypeError, match="`model` must come from a builder"):
         load_checkpoint(keras.Sequential(), state_dict)
+    with pytest.raises(TypeError, match="`model` must come from a builder"):
+        load_checkpoint(keras_dualstream.DSFPN(model.backbone, position=None, channels=8), state_dict)
 
 
 def test_only_the_counters_of_known_normalisations_are_left_out(model, state_dict):

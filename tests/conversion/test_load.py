@@ -12,6 +12,7 @@ from helpers import relative_error
 from helpers import tiny_model
 from helpers import tiny_transxnet
 from helpers import to_numpy
+from published_files import as_paddle
 
 from keras_dualstream.conversion import load_checkpoint
 from keras_dualstream.conversion import read_checkpoint
@@ -28,18 +29,6 @@ def family(request):
     """The maker of a small model, and a state dict of one."""
     make = MODELS[request.param]
     return make, to_torch_state_dict(randomize(make(), seed=2))
-
-
-def as_paddle(state_dict):
-    """The state dict as a Paddle port of the network has it."""
-    names = {"running_mean": "_mean", "running_var": "_variance"}
-    paddle = {}
-    for name, array in state_dict.items():
-        module, _, last = name.rpartition(".")
-        is_linear = last == "weight" and array.ndim == 2
-        if last != "num_batches_tracked":
-            paddle[f"{module}.{names.get(last, last)}" if module else last] = array.T if is_linear else array
-    return paddle
 
 
 def write(path, state_dict):

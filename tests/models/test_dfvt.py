@@ -193,7 +193,6 @@ def test_tables_of_smaller_windows_go_into_the_middle():
 
 
 MISTAKES = {
-    "imagenet": (dict(weights="imagenet"), "to be converted once. Get it by the links at .*ginobilinie/DFvT"),
     "stages": (dict(depths=(2, 2)), r"`depths` must have one value for each of the 4 stages. Received: \(2, 2\)"),
     "width": (dict(embed_dim=1), "`embed_dim` must be at least 2. Received: embed_dim=1"),
     "fusion": (dict(fusion="mean"), "`fusion` must be one of .*'sum_mul'.* Received: fusion='mean'"),

@@ -222,7 +222,6 @@ def test_one_way_alignment_has_no_checkpoint():
 
 
 MISTAKES = {
-    "imagenet": (dict(weights="imagenet"), "to be converted once. Get it by the links at .*SteveTsui/DS-Net"),
     "stages": (
         dict(global_strides=(2, 2)),
         r"`global_strides` must have one value for each of the 4 stages. Received: \(2, 2\)",

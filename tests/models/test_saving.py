@@ -13,6 +13,9 @@ from helpers import tiny_model
 from helpers import to_numpy
 
 import keras_dualstream
+from keras_dualstream.presets.checksums import sha256_of
+from keras_dualstream.presets.checksums import write_sums
+from keras_dualstream.presets.folder import PRESET_FILES
 
 
 def predict(model):
@@ -243,7 +246,7 @@ def test_other_channels_do_not_fit_a_weights_file(tmp_path):
 def test_a_preset_folder_gives_back_the_backbone(tmp_path):
     backbone = randomize(keras_dualstream.DualViTBackbone(image_shape=(32, 40, 3), **TINY))
     backbone.save_to_preset(tmp_path / "preset")
-    assert sorted(os.listdir(tmp_path / "preset")) == ["config.json", "model.weights.h5"]
+    assert sorted(os.listdir(tmp_path / "preset")) == ["SHA256SUMS", "config.json", "model.weights.h5", "preset.json"]
     restored = keras_dualstream.DualViTBackbone.from_preset(tmp_path / "preset")
     assert restored.get_config() == backbone.get_config()
     np.testing.assert_array_equal(predict(restored), predict(backbone))
@@ -257,26 +260,36 @@ def test_a_preset_folder_gives_back_the_backbone(tmp_path):
 def test_a_damaged_preset_folder_says_what_is_wrong(tmp_path):
     folder = tmp_path / "preset"
     load = keras_dualstream.DualViTBackbone.from_preset
-    with pytest.raises(ValueError, match="must be an existing folder. Received: .*preset"):
+    with pytest.raises(ValueError, match="or the path of an existing .* preset folder. .* Received: .*preset"):
         load(folder)
     keras_dualstream.DualViTBackbone(**TINY).save_to_preset(folder)
-    config = (folder / "config.json").read_text()
-    for content, message in [
-        (config[:50], "config.json' cannot be read; save the preset again"),
-        ("[]", "does not describe a backbone"),
-        (config.replace('"config":', '"other":'), "does not describe a backbone"),
-        (config.replace('"stem_dim"', '"window"'), "do not fit DualViTBackbone. Cause: .*window"),
-        (config.replace("DualViTBackbone", "OtherBackbone"), "holds a OtherBackbone"),
+    config, info, sums = ((folder / name).read_text() for name in ("config.json", "preset.json", "SHA256SUMS"))
+    for name, content, message in [
+        ("config.json", config[:50], "config.json' cannot be read; save the preset again"),
+        ("config.json", "[]", "config.json' must hold a dict"),
+        ("config.json", config.replace('"config":', '"other":'), "does not describe a backbone"),
+        ("config.json", config.replace('"stem_dim"', '"window"'), "do not fit DualViTBackbone. Cause: .*window"),
+        ("config.json", config.replace("DualViTBackbone", "OtherBackbone"), "holds a OtherBackbone"),
+        ("preset.json", "{}", "preset.json' does not describe weights. Cause: 'preprocessing'"),
+        ("preset.json", info.replace("0.875", "7"), r"does not describe weights. Cause: `crop` must be in \(0, 1\]"),
+        ("preset.json", info.replace("licence", "license"), "does not describe weights. Cause: .*'license'"),
     ]:
-        (folder / "config.json").write_text(content)
+        old = (folder / name).read_text()
+        (folder / name).write_text(content)
+        with pytest.raises(
+            ValueError, match=f"`{name}` of the preset folder .* is not the one that was saved: its SHA"
+        ):
+            load(folder)
+        write_sums(folder / "SHA256SUMS", {file: sha256_of(folder / file) for file in PRESET_FILES[1:]})
         with pytest.raises(ValueError, match=message):
             load(folder)
-    (folder / "config.json").write_text(config)
+        (folder / name).write_text(old)
+        (folder / "SHA256SUMS").write_text(sums)
     weights = (folder / "model.weights.h5").read_bytes()
     (folder / "model.weights.h5").write_bytes(weights[:1000])
-    with pytest.raises(ValueError, match="model.weights.h5' is damaged or not HDF5"):
+    with pytest.raises(ValueError, match="`model.weights.h5` of the preset folder .* is not the one that was saved"):
         load(folder)
-    for name in ("model.weights.h5", "config.json"):  # config.json is looked for first
+    for name in reversed(PRESET_FILES):  # SHA256SUMS is looked for first
         (folder / name).unlink()
         with pytest.raises(ValueError, match=f"has no file `{name}`"):
             load(folder)

@@ -79,7 +79,6 @@ def test_an_ablation_has_no_checkpoint():
 
 
 MISTAKES = {
-    "imagenet": (dict(weights="imagenet"), "to be converted once. Get it by the links at .*LMMMEng/TransXNet"),
     "stages": (
         dict(num_groups=(2, 2)),
         r"`num_groups` must have one value for each of the 4 stages. Received: \(2, 2\)",
