@@ -106,32 +106,33 @@ def compose_scenes(number, size, photos, scans, labels, seed):
 
 
 def random_crop(photo, size, rng):
-    """A square of a photograph, of random size and place, resized to `size` and mirrored at times."""
+    """A square of a photograph, of random size, place and brightness, resized to `size` and mirrored at times."""
     import numpy as np
     from PIL import Image
 
     side = rng.integers(size, min(photo.shape[:2]) + 1)
     top, left = (rng.integers(0, length - side + 1) for length in photo.shape[:2])
     crop = Image.fromarray(photo[top : top + side, left : left + side]).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(crop, "float32")[:, :: rng.choice((-1, 1))].copy()
+    return np.asarray(crop, "float32")[:, :: rng.choice((-1, 1))] * rng.uniform(0.3, 0.7)
 
 
-def place(scene, scan, others, rng, tries=20):
+def place(scene, scan, others, rng, tries=20, lo=0.16, hi=0.5):
     """Paints a scan into the scene where it overlaps no other; its box, or `None` if no place was found."""
     import numpy as np
     from PIL import Image
 
     size = len(scene)
-    side = int(size * rng.uniform(0.16, 0.5))
+    side = int(size * rng.uniform(lo, hi))
     cover = np.asarray(Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
     rows, columns = (np.flatnonzero((cover > 0.5).any(axis=axis)) for axis in (1, 0))
+    colour = rng.uniform(170, 255, 3)
     inner = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     for _ in range(tries):
         left, top = rng.integers(0, size - side + 1, 2)
         box = inner + [left, top, left, top]
         if not overlaps(box, others):
             part = scene[top : top + side, left : left + side]
-            part += cover[..., None] * (contrasting_colour(part, rng) - part)
+            part += cover[..., None] * (colour - part)
             return box
     return None
 
@@ -141,17 +142,22 @@ def overlaps(box, others):
     return not apart.any(axis=1).all()
 
 
-def contrasting_colour(part, rng):
-    """A bright colour on a dark part of a scene, a dark one on a bright part."""
-    low, high = (0, 90) if part.mean() > 127 else (165, 255)
-    return rng.uniform(low, high, 3)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Detector
 
 
-def build(position, size):
+def make_backbone(size):
+    import keras
+
+    import keras_dualstream
+
+    keras.utils.set_random_seed(0)
+    return keras_dualstream.DFvTBackbone(
+        embed_dim=32, num_heads=(1, 2, 4, 8), window_size=4, image_shape=(size, size, 3)
+    )
+
+
+def build(position, size, weights=None):
     """A RetinaNet on a small DS-Net, with half of the usual layers and sizes since its objects are simple and small."""
     import keras
     import keras_hub
@@ -159,14 +165,10 @@ def build(position, size):
     import keras_dualstream
 
     keras.utils.set_random_seed(0)
-    backbone = keras_dualstream.DSNetBackbone(
-        embed_dims=(32, 64, 128, 256),
-        num_heads=(1, 1, 2, 4),
-        depths=(1, 2, 2, 1),
-        inter_scale_alignment=False,
-        image_shape=(size, size, 3),
-    )
-    pyramid = keras_dualstream.DSFPN(backbone, position, channels=128)
+    backbone = make_backbone(size)
+    if weights:
+        backbone.load_weights(weights)
+    pyramid = keras_dualstream.DSFPN(backbone, position, channels=64)
     anchors = keras_hub.layers.AnchorGenerator(
         BOX_FORMAT, min_level=3, max_level=7, num_scales=3, aspect_ratios=[1.0, 1.6], anchor_size=size / 64
     )
@@ -176,6 +178,7 @@ def build(position, size):
         bounding_box_format=BOX_FORMAT,
         anchor_generator=anchors,
         pre_logits_num_conv_layers=1,
+        use_prediction_head_norm=True,
         # Average precision counts the uncertain detections too.
         prediction_decoder=keras_hub.layers.NonMaxSuppression(
             BOX_FORMAT, from_logits=True, confidence_threshold=0.05, max_detections=20
@@ -183,7 +186,7 @@ def build(position, size):
     )
 
 
-def train(detector, images, labels, epochs, learning_rate=2e-3, batch_size=16):
+def train(detector, images, labels, epochs, learning_rate=1.5e-3, batch_size=16):
     """Compiles with AdamW under a warm-up and a cosine decay, and fits."""
     import keras
 
@@ -202,7 +205,7 @@ def train(detector, images, labels, epochs, learning_rate=2e-3, batch_size=16):
     optimizer.build(detector.trainable_variables)
     # KerasHub's loss of the boxes is quadratic, and as good as nothing for the small offsets of well matched anchors.
     detector.compile(optimizer, box_loss=keras.losses.MeanAbsoluteError(reduction="sum"))
-    detector.fit(images.astype("float32"), labels, batch_size=batch_size, epochs=epochs, callbacks=[schedule], verbose=2)
+    detector.fit(images.astype("float32"), labels, batch_size=batch_size, epochs=epochs, callbacks=[schedule], shuffle=False, verbose=2)
 
 
 def average_precision(detections, truth):
