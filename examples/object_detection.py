@@ -410,8 +410,6 @@ def draw(path, images, truth, detections, rows, threshold=0.4, columns=6):
 
 def draw_scene(axis, boxes, labels, scores, true_boxes, true_labels):
     """Boxes in green where one of the true boxes has this label and an IoU of 0.5, else in red."""
-    import numpy as np
-
     hit = iou(boxes, true_boxes) >= 0.5
     right = hit & (labels[:, None] == true_labels[None])
     for box, label, score, good in zip(boxes, labels, scores, right.any(axis=1), strict=True):
@@ -420,19 +418,15 @@ def draw_scene(axis, boxes, labels, scores, true_boxes, true_labels):
         text = dict(color="black", fontsize=8, va="bottom", clip_on=True)
         background = dict(facecolor=colour, edgecolor="none", pad=0.8)
         axis.text(box[0], max(box[1] - 1, 10), f"{int(label)}  {score:.0%}", bbox=background, **text)
-    for box in true_boxes[~np.asarray(right.any(axis=0))]:
+    for box in true_boxes[~right.any(axis=0)]:
         outline(axis, box, "white", linestyle="--")
 
 
 def outline(axis, box, colour, **options):
-    left, top, width, height = corner_and_size(box)
-    axis.add_patch(matplotlib_rectangle((left, top), width, height, edgecolor=colour, fill=False, lw=1.8, **options))
-
-
-def matplotlib_rectangle(*arguments, **options):
     from matplotlib.patches import Rectangle
 
-    return Rectangle(*arguments, **options)
+    left, top, width, height = corner_and_size(box)
+    axis.add_patch(Rectangle((left, top), width, height, edgecolor=colour, fill=False, linewidth=1.8, **options))
 
 
 def iou(boxes, others):
