@@ -16,6 +16,7 @@ from keras_dualstream.models.dualvit import DualViTB
 from keras_dualstream.models.dualvit import DualViTBackbone
 from keras_dualstream.models.dualvit import DualViTL
 from keras_dualstream.models.dualvit import DualViTS
+from keras_dualstream.models.retinanet import RetinaNet
 from keras_dualstream.models.transxnet import TransXNetB
 from keras_dualstream.models.transxnet import TransXNetBackbone
 from keras_dualstream.models.transxnet import TransXNetS
@@ -43,6 +44,7 @@ __all__ = [
     "DualViTS",
     "ImageClassifier",
     "Preprocessing",
+    "RetinaNet",
     "TransXNetB",
     "TransXNetBackbone",
     "TransXNetS",

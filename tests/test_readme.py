@@ -53,7 +53,7 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(path, image)
         keras.utils.save_img("photo.jpg", image)
-    classify, convert, transfer, pyramid, export = SNIPPETS
+    classify, convert, transfer, pyramid, export, _ = SNIPPETS
     names = {}
     for snippet in (classify, convert, transfer, pyramid):
         exec(snippet, names)
@@ -65,6 +65,18 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         exec(export, names)
         assert (tmp_path / "dualvit_s" / "saved_model.pb").exists()
         assert (tmp_path / "dualvit_s.tflite").stat().st_size > 30e6
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="the others compile; test_retinanet.py is run on all")
+def test_the_detectors_snippet_runs(tmp_path, monkeypatch):
+    pytest.importorskip("keras_hub")
+    monkeypatch.chdir(tmp_path)
+    shallow = functools.partial(keras_dualstream.DSNetT, depths=(1, 1, 1, 1))
+    monkeypatch.setattr(keras_dualstream, "DSNetT", shallow)
+    names = {"keras": keras, "keras_dualstream": keras_dualstream}
+    exec(SNIPPETS[-1], names)
+    assert names["found"].keys() == {"boxes", "labels", "confidence", "num_detections"}
+    assert (tmp_path / "detector.keras").exists()
 
 
 VARIANTS = {

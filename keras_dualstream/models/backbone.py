@@ -72,6 +72,11 @@ class Backbone(FlatModel):
         return None if None in size else size
 
     @property
+    def pyramid_level_inputs(self):
+        """The names of the layers whose outputs `pyramid_outputs` are, by which KerasCV's detectors find them."""
+        return {level: x._keras_history.operation.name for level, x in self._pyramid_outputs.items()}
+
+    @property
     def own_layers(self):
         """The layers but for those before `input_tensor`."""
         return [layer for layer in self.layers if layer.name not in self._upstream]

@@ -8,6 +8,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from helpers import RUN_EAGERLY
 from helpers import TINY
 from helpers import TINY_DFVT
 from helpers import TINY_DSNET
@@ -320,6 +321,48 @@ def test_options_without_weights_reach_every_block():
         block = model.get_layer(f"fpn_{level}_block")
         assert (block.drop_path_rate, block.attention_dropout_rate) == (0.2, 0.3)
     assert DSFPN.from_config(model.get_config()).get_config() == model.get_config()
+
+
+def residual_network():
+    """KerasHub's, the pyramid's most usual backbone."""
+    keras_hub = pytest.importorskip("keras_hub")
+    return keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[64, 8, 12, 16],
+        stackwise_num_blocks=[1, 1, 1, 1],
+        stackwise_num_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        image_shape=(128, 160, 3),
+    )
+
+
+def test_a_pyramid_on_kerashubs_backbone_trains_and_comes_back(tmp_path):
+    model = tiny(residual_network(), None)
+    maps = dict(P3=(16, 20), P4=(8, 10), P5=(4, 5), P6=(2, 3), P7=(1, 2))
+    assert {level: x.shape[1:3] for level, x in model.output.items()} == maps
+    x, y = images(2, 128, 160, 3), {level: images(2, *size, 8) for level, size in maps.items()}
+    before = values(model)
+    model.compile(keras.optimizers.SGD(0.01), dict.fromkeys(LEVELS, "mse"), run_eagerly=RUN_EAGERLY)
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[0] > losses[1] > losses[2]
+    assert all((value != before[path]).any() for path, value in values(model).items())
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert type(restored.backbone) is type(model.backbone)
+    assert_close(predict(restored, x), predict(model, x), 1e-6)
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="the backend whose SavedModel has free image sizes")
+def test_a_saved_model_has_the_pyramid_of_images_of_any_size(tmp_path):
+    import tensorflow as tf
+
+    model = randomize(tiny(plain((None, None, 3))))
+    model.export(tmp_path / "pyramid", "tf_saved_model", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "pyramid")).serve
+    for shape in ((1, 150, 170, 3), (2, 128, 128, 3)):
+        x = images(*shape)
+        assert_close({level: y.numpy() for level, y in served(x).items()}, predict(model, x), 1e-6)
 
 
 def values(model):
