@@ -6,7 +6,7 @@ BIN := .venv/bin
 # their order, and at last some of the other's.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test parity bench lint clean
 
 demo: .venv/examples
 	$(BIN)/python examples/transfer_learning.py
@@ -22,6 +22,11 @@ parity: .venv/test
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/models/test_parity.py -m "" -s || exit 1; \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -m slow --ignore tests/models/test_parity.py || exit 1; \
 	done
+
+# Speed and memory of every variant and backend; benchmarks/README.md has the flags, such as
+# make bench BENCH_FLAGS="--family dualvit --reference ~/checkouts"
+bench: .venv/bench
+	$(BIN)/python -m benchmarks.speed $(BENCH_FLAGS)
 
 lint: .venv/test
 	$(BIN)/ruff check .

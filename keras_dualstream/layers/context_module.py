@@ -7,6 +7,7 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.ops.max_pool import max_pool3x3
 
 BRANCHES = ("max_pool", "convolution")
 
@@ -96,9 +97,7 @@ class ContextModule(keras.layers.Layer):
     def _max_pool(self, x):
         if self.strides == 1:
             return x
-        # The map's own edge adds nothing to a maximum over it and its neighbours, while -∞ has no place in int8.
-        x = ops.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="symmetric")
-        return ops.max_pool(x, 3, strides=self.strides, padding="valid", data_format="channels_last")
+        return max_pool3x3(x, self.strides)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape

@@ -3,7 +3,6 @@
 import numbers
 
 import keras
-from keras import ops
 
 from keras_dualstream.ops.depthwise import depthwise_conv2d
 
@@ -55,10 +54,8 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             padding=self.padding,
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
+            bias=self.bias,
         )
-        if self.use_bias:
-            shape = (1, 1, 1, -1) if self.data_format == "channels_last" else (1, -1, 1, 1)
-            outputs = outputs + ops.reshape(self.bias, shape)
         return outputs if self.activation is None else self.activation(outputs)
 
     def compute_output_shape(self, input_shape):

@@ -11,6 +11,9 @@ from keras import ops
 
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.float64 import normalize
+from keras_dualstream.ops.linear import linear
+from keras_dualstream.ops.normalization import batch_normalization
+from keras_dualstream.ops.normalization import batch_normalization_of_batch
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -22,14 +25,7 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        if self.compute_dtype != "float64":
-            return super().call(inputs, training=training)
-        # Flat, because TensorFlow's gradient of an einsum with more axes builds one product per position.
-        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        x = ops.einsum("ni,io->no", rows, self.kernel)
-        x = ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
-        if self.bias is not None:
-            x = x + self.bias
+        x = linear(inputs, self.kernel, self.bias)
         return x if self.activation is None else self.activation(x)
 
 
@@ -59,17 +55,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        if self.compute_dtype != "float64":
+        if mask is not None:
             return super().call(inputs, training=training, mask=mask)
-        mean, variance = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        x, mean, variance = (ops.cast(each, dtype) for each in (inputs, self.moving_mean, self.moving_variance))
+        gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (self.gamma, self.beta))
         if training and self.trainable:
-            axes = tuple(range(len(inputs.shape) - 1))
-            moving_mean, moving_variance = mean, variance
-            mean = mean_of(inputs, axis=axes)
-            variance = mean_of(ops.square(inputs - mean), axis=axes)
-            self.moving_mean.assign(moving_mean * self.momentum + mean * (1.0 - self.momentum))
-            self.moving_variance.assign(moving_variance * self.momentum + variance * (1.0 - self.momentum))
-        return normalize(inputs, mean, variance, self.gamma, self.beta, self.epsilon)
+            y, batch_mean, batch_variance = batch_normalization_of_batch(x, gamma, beta, self.epsilon)
+            self.moving_mean.assign(mean * self.momentum + batch_mean * (1.0 - self.momentum))
+            self.moving_variance.assign(variance * self.momentum + batch_variance * (1.0 - self.momentum))
+        else:
+            y = batch_normalization(x, mean, variance, gamma, beta, self.epsilon)
+        return ops.cast(y, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

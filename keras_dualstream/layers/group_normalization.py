@@ -3,8 +3,7 @@
 import keras
 from keras import ops
 
-from keras_dualstream.ops.float64 import is_float64
-from keras_dualstream.ops.float64 import mean as mean_of
+from keras_dualstream.ops.normalization import group_normalization
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -44,14 +43,9 @@ class GroupNormalization(keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
     def call(self, x):
-        exact = x if is_float64(x) else ops.cast(x, "float32")
-        axes = tuple(range(1, len(x.shape)))
-        mean = mean_of(exact, axes, keepdims=True)
-        variance = mean_of(ops.square(exact - mean), axes, keepdims=True)
-        # As one product and one sum per element, the way PyTorch does.
-        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, exact.dtype)
-        shift = ops.cast(self.beta, exact.dtype) - mean * scale
-        return ops.cast(exact * scale + shift, x.dtype)
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        x, gamma, beta = (ops.cast(each, dtype) for each in (x, self.gamma, self.beta))
+        return ops.cast(group_normalization(x, gamma, beta, self.epsilon), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_dualstream.ops.linear import scale_and_shift
+
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class LayerScale(keras.layers.Layer):
@@ -44,8 +46,7 @@ class LayerScale(keras.layers.Layer):
             self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
     def call(self, x):
-        x = x * self.gamma
-        return x if self.beta is None else x + self.beta
+        return x * self.gamma if self.beta is None else scale_and_shift(x, self.gamma, self.beta)
 
     def compute_output_shape(self, input_shape):
         return input_shape

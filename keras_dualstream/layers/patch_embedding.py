@@ -4,6 +4,7 @@ import functools
 
 import keras
 
+from keras_dualstream.layers.convolution import Conv2D
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
@@ -89,12 +90,11 @@ class PatchEmbedding(keras.layers.Layer):
         self.padding = padding
         options = {"dtype": self.dtype_policy}
         self.zeros = kernel_size // 2 if padding is None else padding
-        self.pad = keras.layers.ZeroPadding2D(self.zeros, data_format="channels_last", name="pad", **options)
-        self.projection = keras.layers.Conv2D(
+        self.projection = Conv2D(
             embed_dim,
             kernel_size,
             strides=strides,
-            data_format="channels_last",
+            zeros=self.zeros,
             use_bias=self.use_bias,
             kernel_initializer=self.kernel_initializer,
             name="projection",
@@ -105,16 +105,14 @@ class PatchEmbedding(keras.layers.Layer):
 
     def build(self, input_shape):
         self._check_size(input_shape)
-        # Unbuilt, it would make Keras run the whole model eagerly before the first step, 20 s on JAX.
-        self.pad.build(input_shape)
-        self.projection.build(self.pad.compute_output_shape(input_shape))
+        self.projection.build(input_shape)
         if self.norm is not None:
             self.norm.build(self.compute_output_shape(input_shape))
         keep_frozen(self)
 
     def call(self, x, training=None):
         self._check_size(x.shape)
-        x = self.projection(self.pad(x) if self.zeros else x)
+        x = self.projection(x)
         if self.norm is None:
             return x
         return self.norm(x, training=training) if self.normalization == "batch" else self.norm(x)
@@ -129,7 +127,7 @@ class PatchEmbedding(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         self._check_size(input_shape)
-        return self.projection.compute_output_shape(self.pad.compute_output_shape(input_shape))
+        return self.projection.compute_output_shape(input_shape)
 
     def get_config(self):
         return {

@@ -7,6 +7,7 @@ import numbers
 
 import keras
 
+from keras_dualstream.layers.convolution import Conv2D
 from keras_dualstream.layers.ds_block import DSBlock
 from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.initializers import GlorotUniform
@@ -190,11 +191,10 @@ class _Parts:
         """The last layer of P3 … P5."""
         if self.position == "last":
             return self.ds_block(x, level)
-        return keras.layers.Conv2D(
+        return Conv2D(
             self.channels,
             3,
-            padding="same",
-            data_format="channels_last",
+            zeros=1,
             kernel_initializer=GlorotUniform(),
             name=f"fpn_P{level}_output",
             dtype=self.dtype,

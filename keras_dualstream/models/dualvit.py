@@ -5,6 +5,7 @@ import functools
 import keras
 
 from keras_dualstream.layers.class_block import ClassBlock
+from keras_dualstream.layers.convolution import Conv2D
 from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.dual_block import SEMANTIC_STEPS
 from keras_dualstream.layers.dual_block import DualBlock
@@ -186,14 +187,12 @@ class DualViTBackbone(Backbone):
 
 def _stem(x, channels, dtype):
     """Three convolutions, the first of stride 2, padded as PyTorch does."""
-    x = keras.layers.ZeroPadding2D(3, data_format="channels_last", dtype=dtype, name="stem_pad")(x)
-    for index, (kernel_size, strides, padding) in enumerate(((7, 2, "valid"), (3, 1, "same"), (3, 1, "same")), 1):
-        x = keras.layers.Conv2D(
+    for index, (kernel_size, strides) in enumerate(((7, 2), (3, 1), (3, 1)), 1):
+        x = Conv2D(
             channels,
             kernel_size,
             strides=strides,
-            padding=padding,
-            data_format="channels_last",
+            zeros=kernel_size // 2,
             use_bias=False,
             kernel_initializer=conv_initializer(),
             dtype=dtype,

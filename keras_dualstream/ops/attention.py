@@ -1,11 +1,10 @@
 """Scaled dot-product attention over heads."""
 
-import functools
-
 import keras
 from keras import ops
 
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.pytorch_kernels import pytorch_attention
 
 
 def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
@@ -30,13 +29,16 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         Tensor `(batch, queries, channels)`.
     """
     query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
-    # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on TensorFlow.
-    query = query * query.shape[-1] ** -0.5
-    if dropout is not None or _has_no_kernel(query):
-        attend = functools.partial(_attend, dropout=dropout)
+    if keras.config.backend() == "torch" and dropout is None:
+        output = pytorch_attention(query, key, value, bias)
     else:
-        attend = functools.partial(ops.dot_product_attention, scale=1.0)
-    output = attend(query, key, value, bias=bias)
+        # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on
+        # TensorFlow.
+        query = query * query.shape[-1] ** -0.5
+        if dropout is not None or _has_no_kernel(query):
+            output = _attend(query, key, value, bias, dropout)
+        else:
+            output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0)
     return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
 
 
@@ -48,8 +50,8 @@ def _split_heads(tokens, num_heads):
 def _has_no_kernel(x):
     """Whether `keras.ops.dot_product_attention` cannot compute in the dtype of `x`.
 
-    It turns float64 into float32 on JAX and PyTorch and holds a float32 constant
-    on TensorFlow; JAX has no float16 product with float32 sums on CPU and raises.
+    It turns float64 into float32 on JAX and holds a float32 constant on
+    TensorFlow; JAX has no float16 product with float32 sums on CPU and raises.
     """
     return is_float64(x) or (keras.config.backend() == "jax" and x.dtype == "float16")
 

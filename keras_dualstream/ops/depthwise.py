@@ -14,12 +14,14 @@ from keras import ops
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.compiler import xla_on_cpu
-from keras_dualstream.ops.pytorch_depthwise import pytorch_depthwise_conv2d
+from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
 
 
-def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(1, 1), data_format="channels_last"):
-    """Depthwise convolution, `y[i, j, c] = Σ_uv x[i + u, j + v, c] · kernel[u, v, c]`.
+def depthwise_conv2d(
+    x, kernel, strides=(1, 1), padding="valid", dilation_rate=(1, 1), data_format="channels_last", bias=None
+):
+    """Depthwise convolution, `y[i, j, c] = Σ_uv x[i + u, j + v, c] · kernel[u, v, c] + bias[c]`.
 
     Args:
         x: float tensor `(batch, height, width, channels)`, or
@@ -31,6 +33,7 @@ def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(
         dilation_rate: pair of int. Defaults to `(1, 1)`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `"channels_last"`.
+        bias: float tensor `(channels · multiplier,)`. Defaults to `None`.
 
     Returns:
         Tensor with `channels · multiplier` channels.
@@ -39,14 +42,29 @@ def depthwise_conv2d(x, kernel, strides=(1, 1), padding="valid", dilation_rate=(
         ValueError: if `padding` is another string.
     """
     _check_padding(padding)
+    if keras.config.backend() == "torch":
+        return _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias)
+    y = _without_bias(x, kernel, strides, padding, dilation_rate, data_format)
+    if bias is None:
+        return y
+    return y + ops.reshape(bias, (1, 1, 1, -1) if data_format == "channels_last" else (1, -1, 1, 1))
+
+
+def _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias):
+    x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+    bias = bias if bias is None else ops.convert_to_tensor(bias)
+    height, width, channels, multiplier = kernel.shape
+    sizes = x.shape[1:3] if data_format == "channels_last" else x.shape[2:]
+    zeros = _zeros(sizes, kernel.shape, strides, padding, dilation_rate)
+    kernel = kernel.reshape(height, width, 1, channels * multiplier)
+    return pytorch_conv2d(x, kernel, bias, strides, zeros, dilation_rate, channels, data_format)
+
+
+def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
+    """`depthwise_conv2d` on TensorFlow and JAX."""
     # TensorFlow's kernel has one stride for both axes.
     if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
         return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format)
-    if keras.config.backend() == "torch":
-        sizes = ops.shape(x)[1:3] if data_format == "channels_last" else ops.shape(x)[2:]
-        zeros = _zeros(sizes, kernel.shape, strides, padding, dilation_rate)
-        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
-        return pytorch_depthwise_conv2d(x, kernel, strides, zeros, dilation_rate, data_format)
     if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
         padding = "same"
     if not isinstance(padding, str):

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.pytorch_kernels import pytorch_adaptive_average_pool2d
 
 # PyTorch's bicubic kernel; Keras' and TensorFlow's resize use -0.5.
 BICUBIC_A = -0.75
@@ -192,6 +193,8 @@ def adaptive_average_pool(x, height, width):
     Returns:
         Tensor `(batch, height, width, channels)`.
     """
+    if keras.config.backend() == "torch":
+        return pytorch_adaptive_average_pool2d(x, height, width)
     _, rows, columns, _ = ops.shape(x)
     if all(isinstance(size, int) and size % new == 0 for size, new in ((rows, height), (columns, width))):
         window = (rows // height, columns // width)

@@ -1,0 +1,122 @@
+"""Measures models on backends and writes the results as JSON, Markdown and a plot.
+
+    python -m benchmarks.speed --family dualvit --backend jax torch --reference ~/checkouts
+
+benchmarks/README.md tells what the numbers mean.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+
+from benchmarks.speed import plan
+from benchmarks.speed.measure import measure_group
+from benchmarks.speed.report import write_report
+
+LIBRARIES = ("keras", "tensorflow", "jax", "torch", "keras_hub")
+
+
+def parse(arguments=None):
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--family", nargs="+", choices=plan.FAMILIES, default=[], help="all variants of these families")
+    add("--variant", nargs="+", choices=plan.VARIANTS, default=[], help="these variants; without both, all")
+    add("--backend", nargs="+", choices=plan.BACKENDS, default=["tensorflow", "jax", "torch"])
+    add("--mode", nargs="+", choices=plan.MODES, default=list(plan.MODES))
+    add("--batch", type=int, default=8, help="images a step")
+    add("--resolution", type=int, nargs="+", default=[224], metavar="PIXELS", help="side, or height and width")
+    add("--precision", choices=plan.PRECISIONS, default="float32")
+    add("--device", choices=("cpu", "gpu"), default="cpu")
+    add("--threads", type=int, help="CPU cores to use; by default all that this process may")
+    add("--seconds", type=float, default=4.0, help="time for the steps of each model and backend, on average")
+    add("--limit", type=float, default=600.0, help="seconds after which a first call is given up")
+    add("--reference", metavar="PATH", help="folder with checkouts of the published code, to measure it in turn")
+    add("--peers", action="store_true", help="also KerasHub's Swin-T and keras.applications' ConvNeXt-Tiny")
+    add("--naive", action="store_true", help="also the variants with Keras' own depthwise convolutions")
+    add("--output", default="output/speed", help="path of the results, before .json, .md and .png")
+    add("--restart", action="store_true", help="measure again what the results have already")
+    return parser.parse_args(arguments)
+
+
+def use_cores(threads):
+    """Confines this process and those it starts to its first cores, and returns how many that are."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def machine():
+    """What the results were measured on and with."""
+    described = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in described if line.startswith("model name")), platform.machine())
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"cpu": cpu, "python": platform.python_version(), **versions}
+
+
+def read_results(path, settings, restart):
+    """The results so far, or none.
+
+    Raises:
+        SystemExit: if they were measured with other settings.
+    """
+    if restart or not path.exists():
+        return {"settings": settings, "machine": machine(), "cells": {}}
+    results = json.loads(path.read_text())
+    if results["settings"] != settings:
+        raise SystemExit(f"{path} was measured with other settings: take another --output, or --restart.")
+    return results
+
+
+def write_results(path, results):
+    """Writes beside and renames, so that an interrupted run leaves the last whole file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(results, indent=1))
+    beside.replace(path)
+
+
+def main(arguments=None):
+    """Measures what the results do not have yet, and writes the report after each group."""
+    given = parse(arguments)
+    chosen = [variant for family in given.family for variant in plan.FAMILIES[family]] + given.variant
+    models = list(dict.fromkeys(chosen or plan.VARIANTS)) + list(plan.PEERS if given.peers else [])
+    settings = plan.Settings(
+        given.batch, given.resolution[0], given.resolution[-1], given.precision, given.device, use_cores(given.threads)
+    )
+    path = pathlib.Path(f"{given.output}.json")
+    results = read_results(path, dataclasses.asdict(settings), given.restart)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{given.output}.log", "a") as log:
+        for subjects in plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive):
+            if all(subject.key in results["cells"] for subject in subjects):
+                continue
+            print(f"{subjects[0].model}, {subjects[0].mode}", flush=True)
+            cells = measure_group(subjects, settings, given.reference, given.seconds, given.limit, log)
+            for subject in subjects:
+                print(f"  {subject.source} on {subject.backend}: {summary(cells[subject.key], settings)}", flush=True)
+            results["cells"].update(cells)
+            write_results(path, results)
+            write_report(given.output, results)
+    write_report(given.output, results)
+
+
+def summary(cell, settings):
+    """A cell in a few words."""
+    if "error" in cell:
+        return cell["error"]
+    fastest = settings.batch / min(cell["seconds"])
+    return f"first call {cell['first_call_seconds']:.1f} s, at best {fastest:.2f} images/s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Results as Markdown tables and a plot."""
+
+import statistics
+
+from benchmarks.speed import plan
+
+TITLES = {
+    "reference/torch": "published code, PyTorch",
+    "reference/torch-compile": "published code, `torch.compile`",
+    "keras_dualstream/tensorflow": "TensorFlow",
+    "keras_dualstream/tensorflow-xla": "TensorFlow, XLA",
+    "keras_dualstream/jax": "JAX",
+    "keras_dualstream/torch": "PyTorch",
+    "keras_dualstream/torch-compile": "PyTorch, compiled",
+}
+COLOURS = {
+    "tensorflow": "tab:orange",
+    "tensorflow-xla": "tab:red",
+    "jax": "tab:blue",
+    "torch": "tab:green",
+    "torch-compile": "tab:olive",
+}
+
+
+class Results:
+    """Questions to the cells of a results file.
+
+    Args:
+        results: dict as `benchmarks.speed` writes it.
+    """
+
+    def __init__(self, results):
+        self.settings, self.machine, self.cells = results["settings"], results["machine"], results["cells"]
+        keys = [key.split("/") for key in self.cells]
+        self.models = [name for name in plan.ACCURACY if any(model == name for model, *_ in keys)]
+        self.modes = [mode for mode in plan.MODES if any(key[3] == mode for key in keys)]
+        found = {_column(source, backend) for _, source, backend, _ in keys}
+        order = [*TITLES, *(f"naive/{backend}" for backend in plan.BACKENDS)]
+        self.columns = [column for column in order if column in found]
+
+    def cell(self, model, column, mode):
+        """The cell of a model in a column, `{}` if there is none."""
+        source, backend = column.split("/")
+        if source == "keras_dualstream":
+            source = plan.PEERS.get(model, source)
+        return self.cells.get(f"{model}/{source}/{backend}/{mode}", {})
+
+    def throughput(self, model, column, mode):
+        """Images a second, the median; `None` without a measurement."""
+        seconds = self.cell(model, column, mode).get("seconds")
+        return seconds and self.settings["batch"] / statistics.median(seconds)
+
+    def ratio(self, model, column, mode, to="reference/torch"):
+        """How many times as fast as another column: the median over the rounds, in which both took a turn."""
+        pair = [self.cell(model, name, mode).get("seconds") for name in (to, column)]
+        if not all(pair) or len(pair[0]) != len(pair[1]):
+            return None
+        return statistics.median(theirs / ours for theirs, ours in zip(*pair, strict=True))
+
+    def spread(self, model, column, mode):
+        """Distance of the quartiles of the seconds, relative to their median."""
+        seconds = self.cell(model, column, mode)["seconds"]
+        first, _, third = statistics.quantiles(seconds, n=4)
+        return (third - first) / statistics.median(seconds)
+
+    def any(self, model, field):
+        """A field that all cells of a model share: that of this package, or of the published code."""
+        for column in reversed(self.columns):
+            for mode in self.modes:
+                if self.cell(model, column, mode).get(field) and not column.startswith("naive"):
+                    return self.cell(model, column, mode)[field]
+        return None
+
+    def gmacs(self, model):
+        """Billions of multiply-adds an image, `None` where nothing counted them."""
+        macs = self.any(model, "macs")
+        return macs and macs / 1e9
+
+    def working_set(self, model, column, mode):
+        """Gigabytes that the model and its steps take beyond the libraries; on a GPU all that is on it."""
+        cell = self.cell(model, column, mode)
+        if "memory_peak" not in cell:
+            return None
+        libraries = cell["memory_imported"] if self.settings["device"] == "cpu" else 0
+        return (cell["memory_peak"] - libraries) / 1e9
+
+
+def _column(source, backend):
+    return f"{'keras_dualstream' if source in plan.PEERS.values() else source}/{backend}"
+
+
+def write_report(output, results):
+    """Writes `output`.md and `output`.png.
+
+    Args:
+        output: str. Path without ending.
+        results: dict as `benchmarks.speed` writes it.
+    """
+    found = Results(results)
+    with open(f"{output}.md", "w") as file:
+        file.write("\n".join(markdown(found)) + "\n")
+    if any(found.gmacs(model) for model in found.models):
+        plot(found, f"{output}.png")
+
+
+def markdown(found):
+    """The lines of the report."""
+    settings = found.settings
+    yield "# Speed"
+    yield ""
+    yield (
+        f"Batch {settings['batch']} at {settings['height']} × {settings['width']}, {settings['precision']}, "
+        f"{settings['threads']} threads, {settings['device'].upper()}. "
+        + ", ".join(f"{name} {version}" for name, version in found.machine.items())
+        + ". Made by `python -m benchmarks.speed`; benchmarks/README.md tells what the numbers mean."
+    )
+    for mode in found.modes:
+        name = "Inference" if mode == "inference" else "Training step"
+        yield from section(f"{name}: images/s (times as fast as the published code in PyTorch), ± spread", found)
+        yield from rows(found, lambda model, column, mode=mode: speed(found, model, column, mode))
+        if "reference/torch-compile" in found.columns:
+            yield ""
+            yield from best_of_compiled(found, mode)
+        yield from section(f"{name}: first call, s", found)
+        yield from rows(found, lambda model, column, mode=mode: field(found, model, column, mode, "first_call_seconds"))
+        yield from section(f"{name}: memory beyond the libraries, GB", found)
+        yield from rows(found, lambda model, column, mode=mode: memory(found, model, column, mode))
+        yield from section(f"{name}: GFLOP/s (share of what one large matrix product reaches)", found)
+        yield from rows(found, lambda model, column, mode=mode: flops(found, model, column, mode))
+    yield from section("Import on top of the framework and build, s", found)
+    yield from rows(found, lambda model, column: imports(found, model, column))
+    yield ""
+    yield "## Models"
+    yield ""
+    yield "| model | GMACs | parameters | published top-1 |"
+    yield "|---" * 4 + "|"
+    for model in found.models:
+        gmacs = found.gmacs(model)
+        parameters = found.any(model, "parameters")
+        cells = [model, f"{gmacs:.2f}" if gmacs else "–", f"{parameters:,}" if parameters else "–"]
+        yield f"| {' | '.join(cells)} | {plan.ACCURACY[model]} |"
+    errors = [f"- {key}: {cell['error']}" for key, cell in found.cells.items() if "error" in cell]
+    if errors:
+        yield from ["", "## Failed", "", *errors]
+
+
+def section(title, found):
+    """A heading and the head of a table of models by columns."""
+    names = [TITLES.get(column, f"naive, {column.split('/')[1]}") for column in found.columns]
+    yield from ["", f"## {title}", "", f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+
+
+def rows(found, text):
+    """A row for each model, of `text(model, column)`."""
+    for model in found.models:
+        cells = [text(model, column) for column in found.columns]
+        if any(cells):
+            yield f"| {model} | {' | '.join(cells)} |"
+
+
+def speed(found, model, column, mode):
+    """Images a second, the ratio to the published code, and the spread."""
+    throughput = found.throughput(model, column, mode)
+    if throughput is None:
+        return "failed" if "error" in found.cell(model, column, mode) else ""
+    ratio = found.ratio(model, column, mode)
+    compared = "" if ratio is None or column == "reference/torch" else f" (**{ratio:.2f}**)"
+    return f"{throughput:.2f}{compared} ± {found.spread(model, column, mode):.0%}"
+
+
+def field(found, model, column, mode, name):
+    """One number of a cell."""
+    value = found.cell(model, column, mode).get(name)
+    return "" if value is None else f"{value:.1f}"
+
+
+def memory(found, model, column, mode):
+    """The working set and how many times that of the published code it is."""
+    ours, theirs = (found.working_set(model, name, mode) for name in (column, "reference/torch"))
+    if ours is None:
+        return ""
+    return f"{ours:.2f}" if theirs is None or column == "reference/torch" else f"{ours:.2f} ({ours / theirs:.2f})"
+
+
+def flops(found, model, column, mode):
+    """Floating-point operations a second; a training step has three times those of inference."""
+    throughput, macs = found.throughput(model, column, mode), found.any(model, "macs")
+    if throughput is None or macs is None:
+        return ""
+    achieved = 2 * macs * throughput * (3 if mode == "training" else 1)
+    return f"{achieved / 1e9:.0f} ({achieved / found.cell(model, column, mode)['matmul_flops']:.0%})"
+
+
+def imports(found, model, column):
+    """Seconds to import and to build."""
+    cell = found.cell(model, column, found.modes[0])
+    return f"{cell['import_seconds']:.2f}, {cell['build_seconds']:.1f}" if "build_seconds" in cell else ""
+
+
+def best_of_compiled(found, mode):
+    """Lines that compare each model's fastest backend with the compiled published code."""
+    yield "Fastest backend beside the published code under `torch.compile`:"
+    yield ""
+    for model in found.models:
+        ratios = {
+            column: found.ratio(model, column, mode, to="reference/torch-compile")
+            for column in found.columns
+            if column.startswith("keras_dualstream")
+        }
+        ratios = {column: ratio for column, ratio in ratios.items() if ratio is not None}
+        if ratios:
+            best = max(ratios, key=ratios.get)
+            yield f"- {model}: {TITLES[best]}, {ratios[best]:.2f} times as fast"
+
+
+def plot(found, path):
+    """Throughput against GMACs, with the published accuracy beside each model's name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(found.modes), figsize=(7 * len(found.modes), 6), squeeze=False)
+    for axis, mode in zip(axes[0], found.modes, strict=True):
+        for column in found.columns:
+            plot_column(axis, found, column, mode)
+        label_models(axis, found, mode)
+        axis.set(xscale="log", yscale="log", xlabel="GMACs an image", ylabel="images/s", title=mode)
+        axis.grid(which="both", alpha=0.2)
+        axis.legend(fontsize=8)
+    settings = found.settings
+    figure.suptitle(
+        f"batch {settings['batch']}, {settings['height']} × {settings['width']}, {settings['precision']}, "
+        f"{settings['threads']} threads, {settings['device'].upper()}; beside the names ImageNet top-1 as published"
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def plot_column(axis, found, column, mode):
+    """The points of one column."""
+    source, backend = column.split("/")
+    points = [(found.gmacs(model), found.throughput(model, column, mode)) for model in found.models]
+    points = [point for point in points if None not in point]
+    if not points:
+        return
+    style = dict(marker="o", color=COLOURS[backend])
+    if source != "keras_dualstream":
+        style = dict(marker="s" if source == "reference" else "x", color="black" if backend == "torch" else "grey")
+        style["facecolors"] = "none" if source == "reference" else style["color"]
+    title = TITLES.get(column, f"naive, {backend}").replace("`", "")
+    axis.scatter(*zip(*points, strict=True), s=45, label=title, **style)
+
+
+def label_models(axis, found, mode):
+    """Each model's name and published accuracy above its fastest point."""
+    for model in found.models:
+        speeds = [found.throughput(model, column, mode) for column in found.columns]
+        if any(speeds) and found.gmacs(model):
+            place = (found.gmacs(model), max(filter(None, speeds)))
+            text = f"{model}\n{plan.ACCURACY[model]:.1f}%"
+            axis.annotate(text, place, (0, 7), textcoords="offset points", ha="center", fontsize=7)

@@ -1,0 +1,86 @@
+"""One subject in a process of its own: reads a request a line from stdin, answers a line of JSON on stdout.
+
+Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one step; `peak` with the
+most memory since the first call.
+"""
+
+import json
+import os
+import sys
+import time
+
+from benchmarks.speed import memory
+from benchmarks.speed import models
+from benchmarks.speed.plan import Settings
+from benchmarks.speed.plan import Subject
+
+
+class Worker:
+    """Answers the requests about one subject."""
+
+    def __init__(self, subject, settings, reference):
+        self.subject, self.settings, self.reference = subject, settings, reference
+
+    def build(self):
+        """Imports and builds the model."""
+        build, framework_seconds, import_seconds = models.load(self.subject, self.settings, self.reference)
+        imported = memory.resident()
+        start = time.perf_counter()
+        self.model = build()
+        build_seconds = time.perf_counter() - start
+        return dict(
+            framework_seconds=framework_seconds,
+            import_seconds=import_seconds,
+            build_seconds=build_seconds,
+            parameters=self.model.parameters,
+            memory_imported=imported,
+        )
+
+    def first_call(self):
+        """The first step, which traces and compiles; counts operations and measures matrix products after it."""
+        seconds = self.step()["seconds"]
+        measured = dict(first_call_seconds=seconds, memory_first_call=memory.peak(), macs=self.model.macs())
+        measured["matmul_flops"] = self._matmul_flops()
+        memory.reset_peak()
+        return measured
+
+    def _matmul_flops(self):
+        """Floating-point operations a second of the fastest of several large matrix products."""
+        size = 8192 if self.settings.device == "gpu" else 1024
+        multiply = self.model.multiply(size)
+        return 2 * size**3 / min(timed(multiply) for _ in range(5))
+
+    def step(self):
+        """One step."""
+        return dict(seconds=timed(getattr(self.model, self.subject.mode)))
+
+    def peak(self):
+        """The most memory since the first call, on the GPU where that runs."""
+        on_gpu = self.settings.device == "gpu"
+        return dict(memory_peak=memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak())
+
+
+def timed(function):
+    """The seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def main():
+    """Answers until stdin ends."""
+    given = json.loads(sys.argv[1])
+    # Libraries print; the answers have the real stdout for themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker(Subject(**given["subject"]), Settings(**given["settings"]), given["reference"])
+    for line in sys.stdin:
+        try:
+            answer = getattr(worker, line.strip())()
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Convolution with explicit zeros."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
+
+
+def conv2d(x, kernel, bias, strides, zeros):
+    """Convolution, `y[i, j] = Σ_uv x[i·s + u, j·s + v] · kernel[u, v] + bias`, of a map with zeros around it.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        kernel: float tensor `(kernel_height, kernel_width, channels, filters)`.
+        bias: float tensor `(filters,)` or `None`.
+        strides: pair of int.
+        zeros: int. Rows and columns of zeros on each side.
+
+    Returns:
+        Tensor `(batch, new_height, new_width, filters)`.
+    """
+    if keras.config.backend() == "torch":
+        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+        bias = bias if bias is None else ops.convert_to_tensor(bias)
+        return pytorch_conv2d(x, kernel, bias, strides, ((zeros, zeros),) * 2)
+    padding = "valid"
+    if tuple(strides) == (1, 1) and tuple(kernel.shape[:2]) == (2 * zeros + 1,) * 2:
+        padding = "same"
+    elif zeros:
+        x = ops.pad(x, ((0, 0), (zeros, zeros), (zeros, zeros), (0, 0)))
+    y = ops.conv(x, kernel, strides, padding, data_format="channels_last")
+    return y if bias is None else y + bias

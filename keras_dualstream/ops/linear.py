@@ -1,0 +1,47 @@
+"""Linear maps with one kernel per backend."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.pytorch_kernels import pytorch_linear
+from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
+
+
+def linear(x, kernel, bias=None):
+    """`x · kernel + bias` over the last axis.
+
+    Args:
+        x: float tensor `(..., channels)`.
+        kernel: float tensor `(channels, units)`.
+        bias: float tensor `(units,)`. Defaults to `None`.
+
+    Returns:
+        Tensor `(..., units)` of the dtype of `x`.
+    """
+    if keras.config.backend() == "torch":
+        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+        return pytorch_linear(x, kernel, bias if bias is None else ops.convert_to_tensor(bias))
+    if not is_float64(x):
+        y = ops.matmul(x, kernel)
+    else:
+        # Flat, because TensorFlow's gradient of an einsum with more axes builds one product per position.
+        y = ops.einsum("ni,io->no", ops.reshape(x, (-1, x.shape[-1])), kernel)
+        y = ops.reshape(y, (*ops.shape(x)[:-1], kernel.shape[-1]))
+    return y if bias is None else y + bias
+
+
+def scale_and_shift(x, gamma, beta):
+    """`x · gamma + beta`, channel by channel.
+
+    Args:
+        x: float tensor `(..., channels)`.
+        gamma: float tensor `(channels,)`.
+        beta: float tensor `(channels,)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    if keras.config.backend() == "torch":
+        return pytorch_scale_and_shift(*(ops.convert_to_tensor(each) for each in (x, gamma, beta)))
+    return x * gamma + beta

@@ -1,0 +1,91 @@
+"""Batch and group normalisation with one kernel per backend."""
+
+import keras
+from keras import ops
+
+from keras_dualstream.ops.compiler import compiled_by_xla
+from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.float64 import mean as mean_of
+from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
+from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
+from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
+
+
+def batch_normalization(x, mean, variance, gamma, beta, epsilon):
+    """Batch normalisation by given statistics, `(x - mean) / √(variance + epsilon) · gamma + beta`.
+
+    Args:
+        x: float tensor `(..., channels)`, of at least float32.
+        mean: float tensor `(channels,)`.
+        variance: float tensor `(channels,)`.
+        gamma: float tensor `(channels,)` or `None`.
+        beta: float tensor `(channels,)` or `None`.
+        epsilon: float.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    if keras.config.backend() == "torch":
+        return pytorch_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
+    if _has_tensorflow_kernel(x):
+        return tensorflow_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
+    return _by_channel(x, mean, variance, gamma, beta, epsilon)
+
+
+def batch_normalization_of_batch(x, gamma, beta, epsilon):
+    """Batch normalisation by the batch's own statistics over all axes but the last.
+
+    Args:
+        x: float tensor `(..., channels)`, of at least float32.
+        gamma: float tensor `(channels,)` or `None`.
+        beta: float tensor `(channels,)` or `None`.
+        epsilon: float.
+
+    Returns:
+        Tensor of the shape and dtype of `x`, and the mean and the (biased)
+        variance that normalised it.
+    """
+    if keras.config.backend() == "torch":
+        return pytorch_batch_normalization(x, gamma, beta, epsilon)
+    if _has_tensorflow_kernel(x):
+        return tensorflow_batch_normalization(x, gamma, beta, epsilon)
+    axes = tuple(range(len(x.shape) - 1))
+    if is_float64(x):
+        mean = mean_of(x, axis=axes)
+        variance = mean_of(ops.square(x - mean), axis=axes)
+    else:
+        mean, variance = ops.moments(x, axes)
+    return _by_channel(x, mean, variance, gamma, beta, epsilon), mean, variance
+
+
+def group_normalization(x, gamma, beta, epsilon):
+    """Normalisation of each sample over all its positions and channels.
+
+    Args:
+        x: float tensor `(batch, ..., channels)`, of at least float32.
+        gamma: float tensor `(channels,)`.
+        beta: float tensor `(channels,)`.
+        epsilon: float.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    if keras.config.backend() == "torch":
+        return pytorch_group_normalization(x, gamma, beta, epsilon)
+    axes = tuple(range(1, len(x.shape)))
+    mean = mean_of(x, axes, keepdims=True)
+    variance = mean_of(ops.square(x - mean), axes, keepdims=True)
+    return _by_channel(x, mean, variance, gamma, beta, epsilon)
+
+
+def _has_tensorflow_kernel(x):
+    maps = keras.config.backend() == "tensorflow" and len(x.shape) == 4 and not is_float64(x)
+    return maps and not compiled_by_xla()
+
+
+def _by_channel(x, mean, variance, gamma, beta, epsilon):
+    """As one product and one sum per element, the way PyTorch does."""
+    scale = ops.rsqrt(variance + epsilon)
+    scale = scale if gamma is None else scale * gamma
+    shift = mean * scale
+    return x * scale + (-shift if beta is None else beta - shift)

@@ -1,0 +1,74 @@
+"""The speed benchmark plans, measures, resumes and reports. It is about processes, so it runs on one backend."""
+
+import json
+
+import keras
+import pytest
+
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import measure
+from benchmarks.speed import plan
+from benchmarks.speed import report
+
+pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the workers choose their backends")
+
+FLAGS = "--variant DFvTT --backend torch --mode inference --batch 1 --resolution 32 48 --seconds 0.01"
+
+
+def test_a_run_measures_every_number_and_is_not_repeated(tmp_path, monkeypatch):
+    output = tmp_path / "results"
+    speed.main([*FLAGS.split(), "--output", str(output)])
+    results = json.loads(output.with_suffix(".json").read_text())
+    assert (results["settings"]["height"], results["settings"]["width"]) == (32, 48)
+    (cell,) = results["cells"].values()
+    assert list(results["cells"]) == ["DFvTT/keras_dualstream/torch/inference"]
+    assert cell["parameters"] == 3_978_331
+    assert len(cell["seconds"]) == measure.FEWEST_ROUNDS
+    assert all(cell[name] > 0 for name in ("import_seconds", "build_seconds", "first_call_seconds", "macs"))
+    assert cell["memory_peak"] > cell["memory_imported"] > 0
+    assert "| DFvTT |" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 0
+
+    monkeypatch.setattr(speed, "measure_group", None)
+    speed.main([*FLAGS.split(), "--output", str(output)])
+    with pytest.raises(SystemExit, match="other settings"):
+        speed.main([*FLAGS.split(), "--batch", "2", "--output", str(output)])
+
+
+def test_a_worker_that_fails_leaves_its_error(tmp_path):
+    subjects = [plan.Subject("DFvTT", "reference", "torch", "inference")]
+    settings = plan.Settings(1, 32, 32, "float32", "cpu", 1)
+    with open(tmp_path / "log", "w") as log:
+        cells = measure.measure_group(subjects, settings, str(tmp_path), 0.01, 60.0, log)
+    assert cells["DFvTT/reference/torch/inference"]["error"].startswith("ModuleNotFoundError")
+
+
+def test_the_published_code_takes_turns_with_every_backend():
+    (subjects,) = plan.groups(["DFvTT"], ["jax", "torch-compile"], ["training"], reference=True, naive=True)
+    assert [(subject.source, subject.backend) for subject in subjects] == [
+        ("reference", "torch"),
+        ("reference", "torch-compile"),
+        ("keras_dualstream", "jax"),
+        ("keras_dualstream", "torch-compile"),
+        ("naive", "jax"),
+        ("naive", "torch-compile"),
+    ]
+
+
+def test_ratios_are_medians_over_the_rounds():
+    cell = dict(
+        first_call_seconds=1.0, import_seconds=0.1, build_seconds=1.0, matmul_flops=1e10, parameters=7, macs=5e8
+    )
+    cells = {
+        "DFvTT/reference/torch/inference": dict(cell, seconds=[1.0, 4.0, 2.0], memory_imported=1e9, memory_peak=2e9),
+        "DFvTT/keras_dualstream/jax/inference": dict(
+            cell, seconds=[0.5, 4.0, 0.5], memory_imported=2e9, memory_peak=3.5e9
+        ),
+    }
+    settings = dict(batch=8, height=224, width=224, precision="float32", device="cpu", threads=2)
+    found = report.Results({"settings": settings, "machine": {}, "cells": cells})
+    lines = list(report.markdown(found))
+    assert "| DFvTT | 4.00 ± 150% | 16.00 (**2.00**) ± 700% |" in lines
+    assert "| DFvTT | 1.00 | 1.50 (1.50) |" in lines
+    assert "| DFvTT | 4 (40%) | 16 (160%) |" in lines
+    assert "| DFvTT | 0.50 | 7 | 73.0 |" in lines
