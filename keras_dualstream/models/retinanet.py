@@ -80,7 +80,7 @@ def RetinaNet(
     pyramid = backbone if _is_pyramid(backbone) else _plain_pyramid(backbone, keras_hub)
     _check_layout(pyramid)
     if not isinstance(pyramid, keras_hub.models.RetinaNetBackbone):
-        # KerasHub's own maps fit, though the shapes that it states for odd ones are rounded down.
+        # KerasHub's own maps fit, though it states smaller shapes of P6 and P7 than they have.
         _check_sizes(pyramid)
     detector = keras_hub.models.RetinaNetObjectDetector(pyramid, num_classes, bounding_box_format, **options)
     prior = classification_head_prior_probability

@@ -359,10 +359,10 @@ def test_a_saved_model_has_the_pyramid_of_images_of_any_size(tmp_path):
 
     model = randomize(tiny(plain((None, None, 3))))
     model.export(tmp_path / "pyramid", "tf_saved_model", verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "pyramid")).serve
+    loaded = tf.saved_model.load(str(tmp_path / "pyramid"))
     for shape in ((1, 150, 170, 3), (2, 128, 128, 3)):
         x = images(*shape)
-        assert_close({level: y.numpy() for level, y in served(x).items()}, predict(model, x), 1e-6)
+        assert_close({level: y.numpy() for level, y in loaded.serve(x).items()}, predict(model, x), 1e-6)
 
 
 def values(model):

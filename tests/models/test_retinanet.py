@@ -11,6 +11,7 @@ from helpers import TINY
 from helpers import TINY_DFVT
 from helpers import TINY_DSNET
 from helpers import TINY_TRANSXNET
+from helpers import compiled
 from helpers import randomize
 from helpers import to_numpy
 
@@ -84,17 +85,21 @@ def test_options_are_kerashubs():
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_of_the_package_gets_kerashubs_pyramid_and_comes_back(name):
-    encoder = backbone(name, size=(96, 160))
+    encoder = backbone(name, size=(128, 256))
     model = detector(encoder)
     assert model.backbone.image_encoder is encoder
-    found = model(np.zeros((1, 96, 160, 3), "float32"))
-    # 12 × 20, 6 × 10, 3 × 5, 2 × 3 and 1 × 2 positions of nine anchors.
-    assert found["cls_logits"].shape == (1, 9 * 323, 3)
-    anchors = model.anchor_generator(np.zeros((1, 96, 160, 3)))
-    assert [len(level) for level in anchors.values()] == [9 * positions for positions in (240, 60, 15, 6, 2)]
+    assert [model.output[name].shape[2] for name in ("bbox_regression", "cls_logits")] == [4, 3]
     restored = type(model).from_config(model.get_config())
     assert type(restored.backbone.image_encoder) is type(encoder)
     assert [weight.shape for weight in restored.weights] == [weight.shape for weight in model.weights]
+
+
+def test_kerashubs_pyramid_fits_its_anchors_wherever_32_divides_the_size():
+    model = detector(backbone(size=(96, 160)))
+    x = np.zeros((1, 96, 160, 3), "float32")
+    # 12 × 20, 6 × 10, 3 × 5, 2 × 3 and 1 × 2 positions of nine anchors.
+    assert [len(level) for level in model.anchor_generator(x).values()] == [9 * n for n in (240, 60, 15, 6, 2)]
+    assert compiled(model)(x)["cls_logits"].shape == (1, 9 * 323, 3)
 
 
 def fit(model, epochs):
