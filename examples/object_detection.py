@@ -403,7 +403,7 @@ def draw(path, images, truth, detections, rows, threshold=0.4, columns=6):
             boxes, labels, scores = (found[key][image][chosen] for key in ("boxes", "labels", "confidence"))
             real = truth["labels"][image] >= 0
             draw_scene(axis, boxes, labels, scores, truth["boxes"][image][real], truth["labels"][image][real])
-    figure.text(0.5, -0.02, "green: right digit and place; red: wrong; dashed: missed", ha="center")
+    figure.text(0.5, -0.03, "green: right digit and place; red: wrong; dashed: missed", ha="center")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
