@@ -144,7 +144,7 @@ def train(variant, dtype, steps):
         dtype=dtype,
         **WITHOUT_DROPOUT.get(variant, {}),
     )
-    tensors = FAMILIES[type(model.backbone)].checkpoint_tensors(model)
+    tensors = FAMILIES[type(model.backbone).__name__].checkpoint_tensors(model)
     names = {id(tensor.variable): tensor.name for tensor in tensors}
     gradient_step = gradient_function(model, cross_entropy(expected["labels"]), training=True)
     x, losses, norms = make_images("dev", 4, 224, 224), [], {}
