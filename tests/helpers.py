@@ -7,6 +7,7 @@ import pathlib
 
 import keras
 import numpy as np
+import pytest
 
 import keras_dualstream
 
@@ -45,6 +46,11 @@ TINY_DSNET = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1,
 # For `compile` in tests that are about something else: TensorFlow takes longer to trace a training step of a Dual-ViT
 # than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
 RUN_EAGERLY = keras.config.backend() == "tensorflow"
+
+# For a test of what no backend computes: files, names, configurations.
+one_backend = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="the same on every backend; one shows it all"
+)
 
 
 def tiny_transxnet(input_shape=(32, 40, 3), classes=5, **options):

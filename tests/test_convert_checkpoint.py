@@ -7,10 +7,10 @@ import pathlib
 import runpy
 import sys
 
-import keras
 import numpy as np
 import pytest
 from helpers import TINY_TRANSXNET
+from helpers import one_backend
 from helpers import randomize
 from helpers import tiny_transxnet
 
@@ -23,7 +23,6 @@ from keras_dualstream.presets.folder import PRESET_FILES
 from keras_dualstream.presets.folder import read_preset
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "tools" / "convert_checkpoint.py"
-one_backend = pytest.mark.skipif(keras.config.backend() != "torch", reason="the rest of the tool has no tensors")
 
 
 @pytest.fixture

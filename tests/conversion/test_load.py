@@ -3,10 +3,10 @@
 import argparse
 import pickle
 
-import keras
 import numpy as np
 import pytest
 from helpers import images
+from helpers import one_backend
 from helpers import randomize
 from helpers import relative_error
 from helpers import tiny_model
@@ -21,7 +21,6 @@ from keras_dualstream.conversion.adaptation import adapt_stem
 from keras_dualstream.conversion.adaptation import resize_table
 
 MODELS = {"dualvit": tiny_model, "transxnet": tiny_transxnet}
-one_backend = pytest.mark.skipif(keras.config.backend() != "torch", reason="NumPy alone; one backend shows it all")
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -17,6 +17,7 @@ import hostile_files
 import keras
 import numpy as np
 import pytest
+from helpers import one_backend
 
 from keras_dualstream.conversion import read_checkpoint
 from keras_dualstream.conversion.reader import pickle_machine
@@ -24,7 +25,6 @@ from keras_dualstream.conversion.reader import state_dict
 
 FUZZER = pathlib.Path(__file__).parent.parent / "fuzz_reader.py"
 BACKEND = keras.config.backend()
-one_backend = pytest.mark.skipif(BACKEND != "torch", reason="the reader is NumPy alone; one backend shows it all")
 TENSOR = hostile_files.tensor()
 
 

@@ -7,6 +7,7 @@ from helpers import TINY_DFVT
 from helpers import compiled
 from helpers import gradient_function
 from helpers import images
+from helpers import one_backend
 from helpers import predict
 from helpers import randomize
 from helpers import read_manifest
@@ -35,6 +36,7 @@ ABLATIONS = {
 }
 
 
+@one_backend
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_has_the_parameters_of_the_paper(ablation):
     options, millions = ABLATIONS[ablation]
@@ -45,6 +47,7 @@ def test_an_ablation_has_the_parameters_of_the_paper(ablation):
     assert [weight.path for weight in restored.weights] == [weight.path for weight in model.weights]
 
 
+@one_backend
 @pytest.mark.parametrize("ablation", [name for name in ABLATIONS if name != "dane"])
 def test_an_ablation_has_no_checkpoint(ablation):
     options, _ = ABLATIONS[ablation]
@@ -60,6 +63,7 @@ OPTIONS = {
 }
 
 
+@one_backend
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_other_option_changes_the_weights(option):
     changed = tiny_dfvt(**{option: OPTIONS[option]})

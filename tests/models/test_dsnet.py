@@ -7,6 +7,7 @@ from helpers import TINY_DSNET
 from helpers import compiled
 from helpers import gradient_function
 from helpers import images
+from helpers import one_backend
 from helpers import parameter_counts
 from helpers import randomize
 from helpers import relative_error
@@ -35,12 +36,14 @@ def pixels(*shape):
 MILLIONS = {"DSNetT": (10.534, 9.096), "DSNetS": (23.005, 19.609), "DSNetB": (49.344, 41.814)}
 
 
+@one_backend
 @pytest.mark.parametrize("variant", MILLIONS)
 def test_variants_have_their_parameters_with_and_without_alignment(variant):
     trainable = [parameter_counts(variant, **options)[1] for options in ({}, dict(inter_scale_alignment=False))]
     assert tuple(round(count / 1e6, 3) for count in trainable) == MILLIONS[variant]
 
 
+@one_backend
 @pytest.mark.parametrize(("global_ratio", "expected"), [(0, 8.6), (0.25, 8.7), (0.5, 9.1), (0.75, 9.8), (1, 10.7)])
 def test_every_share_of_global_channels_has_the_parameters_of_table_2(global_ratio, expected):
     _, trainable = parameter_counts("DSNetT", inter_scale_alignment=False, global_ratio=global_ratio)

@@ -6,12 +6,12 @@ import pathlib
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
 from file_server import answer
 from file_server import redirect
 from helpers import TINY_TRANSXNET
+from helpers import one_backend
 from helpers import randomize
 from helpers import tiny_dfvt
 from helpers import tiny_dsnet
@@ -30,7 +30,6 @@ from keras_dualstream.presets.folder import read_preset
 from keras_dualstream.presets.folder import write_preset
 
 TransXNetBackbone = keras_dualstream.TransXNetBackbone
-one_backend = pytest.mark.skipif(keras.config.backend() != "torch", reason="the same files on every backend")
 SMALL = {name: value for name, value in TINY_TRANSXNET.items() if name != "pretraining_size"}
 
 
