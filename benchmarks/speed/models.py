@@ -219,13 +219,14 @@ def naive_forms():
         yield
 
 
-def naive_depthwise_conv2d(x, kernel, strides, padding, dilation_rate, data_format):
+def naive_depthwise_conv2d(x, kernel, strides, padding, dilation_rate, data_format, bias):
     """`ops.depthwise_conv` behind `ops.pad`."""
     from keras import ops
 
     if not isinstance(padding, str):
         x, padding = ops.pad(x, ((0, 0), *padding, (0, 0))), "valid"
-    return ops.depthwise_conv(x, kernel, strides, padding, data_format, dilation_rate)
+    y = ops.depthwise_conv(x, kernel, strides, padding, data_format, dilation_rate)
+    return y if bias is None else y + bias
 
 
 def naive_dynamic_depthwise_conv2d(x, kernel):

@@ -7,6 +7,11 @@ from keras import ops
 
 from keras_dualstream.ops.float64 import is_float64
 
+# Taps up to which JAX takes half as long for the gradient of the kernel row by row as tap by tap (one core, 3×3:
+# 6.2 ms instead of 14.7 for 8 × 56 × 56 × 48, 1.1 instead of 2.0 for 8 × 14 × 14 × 192). With 7×7 it takes as long,
+# and ten times as long to compile.
+FEW_TAPS = 9
+
 
 def shifted_products(x, taps, strides, zeros, dilation_rate):
     """`y[b, i, j, c] = Σ_uv padded[b, i·s + u·d, j·s + v·d, c] · taps[u, v, b or 0, c]`.
@@ -119,6 +124,8 @@ def _spread(x, strides):
 def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
     """For each tap the product of the upstream gradient and what the tap read, summed; one tap after the other."""
     kernel_height, kernel_width, kernels, channels = taps_shape
+    if keras.config.backend() == "jax" and kernels == 1 and kernel_height * kernel_width <= FEW_TAPS:
+        return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate)
     extents = _extents(padded, taps_shape, strides, dilation_rate)
     window_shape = (ops.shape(padded)[0], *extents, channels)
 
@@ -133,6 +140,24 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
     samples = 1 if kernels == 1 else ops.shape(padded)[0]
     total = ops.fori_loop(0, count, add, ops.zeros((count, samples, channels), dtype=padded.dtype))
     return ops.reshape(total, (kernel_height, kernel_width, samples, channels))
+
+
+def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
+    """`_gradient_of_taps` of one kernel for all samples, all taps of a row at once, one row after the other."""
+    kernel_height, kernel_width, _, channels = taps_shape
+    batch, rows, columns, _ = ops.shape(upstream)
+    _, extent = _extents(padded, taps_shape, strides, dilation_rate)
+    reach, _ = _reaches(taps_shape, dilation_rate)
+    tops, lefts = (range(0, taps * rate, rate) for taps, rate in zip(taps_shape, dilation_rate, strict=False))
+
+    def add(row, total):
+        window = ops.slice(padded, (0, row * strides[0], 0, 0), (batch, reach + 1, ops.shape(padded)[2], channels))
+        given = ops.slice(upstream, (0, row, 0, 0), (batch, 1, columns, channels))[:, 0]
+        read = [window[:, top, left : left + extent : strides[1]] for top in tops for left in lefts]
+        return total + ops.stack([ops.sum(values * given, axis=(0, 1)) for values in read])
+
+    total = ops.fori_loop(0, rows, add, ops.zeros((kernel_height * kernel_width, channels), dtype=padded.dtype))
+    return ops.reshape(total, (kernel_height, kernel_width, 1, channels))
 
 
 def _sum_of_samples(product):

@@ -1,12 +1,14 @@
-"""DepthwiseConv2D is Keras' own, computed otherwise."""
+"""DepthwiseConv2D and Conv2D are Keras' own, computed otherwise."""
 
 import keras
 import numpy as np
 import pytest
 from helpers import images
 from helpers import relative_error
+from helpers import to_numpy
 
 from keras_dualstream.layers import DepthwiseConv2D
+from keras_dualstream.layers.convolution import Conv2D
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,15 @@ def test_a_map_smaller_than_the_kernel_is_named():
     layer = DepthwiseConv2D(7, padding=1, data_format="channels_last")
     with pytest.raises(ValueError, match=r"must not be smaller than the kernel \(7, 7\).*Received: .*\(1, 3, 9, 4\)"):
         layer.compute_output_shape((1, 3, 9, 4))
+
+
+@pytest.mark.parametrize(("kernel_size", "strides", "zeros"), [(3, 1, 1), (3, 2, 1), (7, 4, 3), (2, 2, 0)])
+def test_convolution_adds_its_zeros(kernel_size, strides, zeros):
+    x = np.random.default_rng(0).normal(size=(2, 9, 11, 3)).astype("float32")
+    layer = Conv2D(5, kernel_size, strides, zeros, activation="relu", bias_initializer="ones")
+    found = layer(x)
+    padded = keras.layers.ZeroPadding2D(zeros, data_format="channels_last")(x)
+    expected = keras.ops.conv(padded, layer.kernel, strides, "valid", data_format="channels_last") + layer.bias
+    np.testing.assert_allclose(to_numpy(found), np.maximum(to_numpy(expected), 0), atol=1e-5)
+    assert layer.compute_output_shape(x.shape) == tuple(found.shape)
+    assert Conv2D.from_config(layer.get_config()).get_config() == layer.get_config()
