@@ -59,7 +59,7 @@ def build(name, weights, classes):
     import keras_dualstream
 
     builder = getattr(keras_dualstream, name, None)
-    if not inspect.isfunction(builder) or not name[0].isupper():
+    if not inspect.isfunction(builder) or "include_top" not in inspect.signature(builder).parameters:
         raise Problem(f"--model must be a builder of keras_dualstream, such as DualViTS. Received: {name!r}")
     try:
         return builder(weights=weights, classes=classes)

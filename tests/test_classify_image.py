@@ -78,6 +78,7 @@ MISTAKES = {
     "a missing image": (["no.jpg"], "'no.jpg' is no image that can be read: "),
     "no image": (["preset/config.json"], "is no image that can be read: cannot identify image file"),
     "no builder": (["photo.jpg", "--model", "ResNet"], "--model must be a builder .* Received: 'ResNet'"),
+    "no classifier": (["photo.jpg", "--model", "RetinaNet"], "--model must be a builder"),
     "no model": (["photo.jpg", "--model", "list_presets"], "--model must be a builder"),
     "no weights": (["photo.jpg", "--model", "DFvTT", "--weights", "none"], "Weights must be None, .* Received: 'none'"),
     "no figure": (

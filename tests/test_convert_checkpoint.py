@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import TINY_TRANSXNET
@@ -72,6 +73,9 @@ def test_both_ways_give_back_every_bit(tool, state_dict, capsys):
 def test_other_formats_hold_every_bit_too(suffix, tool, state_dict):
     tool.write_state_dict(f"back{suffix}", state_dict)
     assert same(read_checkpoint(f"back{suffix}"), state_dict)
+    halves = {name: array.astype(ml_dtypes.bfloat16) for name, array in state_dict.items()}
+    tool.write_state_dict(f"halves{suffix}", halves)
+    assert same(read_checkpoint(f"halves{suffix}"), {name: array.astype("float32") for name, array in halves.items()})
 
 
 @one_backend

@@ -153,7 +153,16 @@ def write_state_dict(path, state_dict):
     else:
         import torch
 
-        torch.save({name: torch.tensor(array) for name, array in state_dict.items()}, path)
+        torch.save({name: to_tensor(array) for name, array in state_dict.items()}, path)
+
+
+def to_tensor(array):
+    """PyTorch reads every dtype of NumPy but bfloat16, which goes through float32 without loss."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.tensor(array.astype("float32")).to(torch.bfloat16)
+    return torch.tensor(array)
 
 
 def compare(again, model):

@@ -72,8 +72,7 @@ def named_arrays(path_or_mapping, entry=None):
             f"Received: {type(path_or_mapping)}"
         )
     arrays = dict(path_or_mapping)
-    is_flat = any(hasattr(value, "shape") for value in arrays.values())
-    if any(isinstance(value, dict) for value in arrays.values()) and (entry is not None or not is_flat):
+    if any(isinstance(value, dict) for value in arrays.values()):
         try:
             arrays = find_state_dict(arrays, lambda value: value if hasattr(value, "shape") else None, entry)
         except ValueError as error:

@@ -3,12 +3,17 @@
 import keras
 
 from keras_dualstream.conversion.checkpoint import load_checkpoint
+from keras_dualstream.conversion.checkpoint import to_torch_state_dict
 from keras_dualstream.layers.float64 import GlobalAveragePooling2D
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.models.flat_model import FlatModel
+from keras_dualstream.models.flat_model import check_surplus
+from keras_dualstream.models.flat_model import load_layers
+from keras_dualstream.models.flat_model import save_layers
 from keras_dualstream.presets.folder import PresetInfo
 from keras_dualstream.presets.folder import write_preset
 from keras_dualstream.presets.preprocessing import Preprocessing
+from keras_dualstream.presets.preprocessing import check_statistics
 from keras_dualstream.presets.weights import find_weights
 
 POOLINGS = {"avg": GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
@@ -77,6 +82,11 @@ class Backbone(FlatModel):
         return {level: x._keras_history.operation.name for level, x in self._pyramid_outputs.items()}
 
     @property
+    def includes_preprocessing(self):
+        """Whether the model normalises its images."""
+        return self._config["include_preprocessing"]
+
+    @property
     def own_layers(self):
         """The layers but for those before `input_tensor`."""
         return [layer for layer in self.layers if layer.name not in self._upstream]
@@ -132,15 +142,19 @@ class Backbone(FlatModel):
             licence: str. What allows to use them. Defaults to `None`.
 
         Raises:
-            ValueError: if an argument has none of these values, or there are not
-                as many names as classes.
+            ValueError: if an argument has none of these values, there are not as
+                many names as classes, or the model normalises images by other
+                statistics than those of `preprocessing`.
         """
         classes = getattr(self, "num_classes", None)
         if None not in (class_names, classes) and len(class_names) != classes:
             raise ValueError(f"`class_names` must have {classes} names. Received: {len(class_names)}")
         preprocessing = preprocessing or Preprocessing(self.backbone.image_size or Preprocessing().image_size)
         info = PresetInfo(preprocessing, class_names, provenance, licence)
-        write_preset(preset_dir, keras.saving.serialize_keras_object(self.backbone), self.save_weights, info)
+        if self.backbone.includes_preprocessing:
+            check_statistics(preprocessing)
+        config = keras.saving.serialize_keras_object(self.backbone)
+        write_preset(preset_dir, config, lambda path: save_layers(self.layers, path), info)
 
     @classmethod
     def from_preset(cls, preset, load_weights=True, **kwargs):
@@ -179,10 +193,31 @@ class Backbone(FlatModel):
                 f"The preset {preset!r} or the arguments {kwargs} do not fit {cls.__name__}. Cause: {error}"
             ) from error
         if load_weights and found.path.endswith(".weights.h5"):
-            backbone.load_weights(found.path)
+            load_backbone(backbone, found)
         elif load_weights:
             load_checkpoint(backbone, found.path)
         return backbone
+
+
+def load_backbone(backbone, found):
+    """Loads weights, adapted as those of a checkpoint are where the backbone differs from the one of their preset.
+
+    Args:
+        backbone: a `Backbone`.
+        found: `Weights` with a `.weights.h5` file.
+
+    Raises:
+        ValueError: if they do not fit. The backbone is then as it was.
+    """
+    try:
+        check_surplus(backbone, found.path)
+        load_layers(backbone.own_layers, found.path)
+    except ValueError:
+        if found.config is None:
+            raise
+        saved = type(backbone).from_config(found.config["config"])
+        load_layers(saved.layers, found.path)
+        load_checkpoint(backbone, to_torch_state_dict(saved))
 
 
 def check_per_stage(**arguments):

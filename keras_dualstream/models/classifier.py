@@ -8,12 +8,13 @@ import keras
 
 from keras_dualstream.conversion.checkpoint import load_checkpoint
 from keras_dualstream.models.backbone import Backbone
+from keras_dualstream.models.backbone import load_backbone
 from keras_dualstream.models.flat_model import FlatModel
-from keras_dualstream.models.flat_model import check_surplus
 from keras_dualstream.models.flat_model import load_layers
 from keras_dualstream.models.image_input import ImageOptions
 from keras_dualstream.models.image_input import check_pooling
 from keras_dualstream.presets.preprocessing import Preprocessing
+from keras_dualstream.presets.preprocessing import check_statistics
 from keras_dualstream.presets.weights import find_weights
 
 
@@ -165,6 +166,8 @@ def make_builder(variant, backbone_class, defaults):
                 f"Received: classifier_activation={classifier_activation!r}"
             )
         found = None if weights is None else find_weights(weights, [variant])
+        if found is not None and include_preprocessing:
+            check_statistics(found.info.preprocessing)
         options = {**defaults, **_options_of(found, backbone_class, defaults), **backbone_options}
         head_options = {key: options.pop(key) for key in backbone_class.head_options if key in options}
         model = backbone_class(
@@ -178,7 +181,7 @@ def make_builder(variant, backbone_class, defaults):
         if include_top:
             model = ImageClassifier(model, classes, classifier_activation, name=name, **head_options)
         if found is not None:
-            _load_pretrained(model, found.path)
+            _load_pretrained(model, found)
         return model
 
     builder.__name__ = builder.__qualname__ = variant
@@ -219,13 +222,13 @@ def _default_shape(include_top, data_format, found):
     return (3, *size) if channels_first else (*size, 3)
 
 
-def _load_pretrained(model, weights_file):
+def _load_pretrained(model, found):
     """Loads the backbone, and of the head what fits; the rest of the head stays new, with a warning."""
+    weights_file = found.path
     if not weights_file.endswith(".weights.h5"):
         load_checkpoint(model, weights_file)
         return
-    check_surplus(model, weights_file)
-    load_layers(model.backbone.own_layers, weights_file)
+    load_backbone(model.backbone, found)
     backbone_layers = model.backbone.layers
     new = []
     for layer in model.layers:

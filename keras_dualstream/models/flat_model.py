@@ -5,6 +5,7 @@ import os
 import h5py
 import keras
 
+from keras_dualstream.conversion.reader.archive import most_bytes
 from keras_dualstream.presets.folder import write_file
 
 
@@ -37,7 +38,7 @@ class FlatModel(keras.Model):
         elif os.path.exists(filepath) and not overwrite:
             raise ValueError(f"The weights file exists and `overwrite=False`. Received: filepath={filepath!r}")
         else:
-            write_file(filepath, lambda path: keras.saving.save_weights(_by_name(self.layers, _built(self)), path))
+            write_file(filepath, lambda path: save_layers(self.layers, path, _built(self)))
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """Loads every layer's weights by the layer's name; another head in the file is left alone.
@@ -73,6 +74,17 @@ class FlatModel(keras.Model):
             if layer.name in frozen_layers:
                 layer.trainable = False
         return model
+
+
+def save_layers(layers, filepath, optimizer=None):
+    """Saves the weights of some layers by name.
+
+    Args:
+        layers: list of layers.
+        filepath: path ending in `.weights.h5`.
+        optimizer: optimizer whose variables are saved too. Defaults to `None`.
+    """
+    keras.saving.save_weights(_by_name(layers, optimizer), filepath)
 
 
 def load_layers(layers, filepath, optimizer=None, **kwargs):
@@ -126,9 +138,14 @@ def _contents(filepath):
     if not os.path.isfile(filepath):
         raise ValueError(f"The weights file does not exist. Received: {filepath!r}")
     counts = {}
+    left = most_bytes(os.path.getsize(filepath))
 
     def read(path, item):
+        nonlocal left
         if isinstance(item, h5py.Dataset):
+            left -= item.nbytes
+            if left < 0:
+                raise ValueError(f"it declares more than a file of {os.path.getsize(filepath)} bytes holds")
             item[()]
             name = path.partition("/")[0]
             counts[name] = counts.get(name, 0) + 1

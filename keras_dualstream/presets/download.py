@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import urllib.parse
 
@@ -11,6 +12,7 @@ import h5py
 import keras
 
 from keras_dualstream.conversion.reader.read_checkpoint import read_checkpoint
+from keras_dualstream.presets.checksums import SUMS_FILE
 from keras_dualstream.presets.checksums import read_sums
 from keras_dualstream.presets.checksums import sha256_of
 from keras_dualstream.presets.checksums import write_sums
@@ -18,6 +20,8 @@ from keras_dualstream.presets.folder import PRESET_FILES
 from keras_dualstream.presets.folder import read_preset
 from keras_dualstream.presets.folder import write_file
 
+# Seconds without a byte after which a server counts as gone.
+PATIENCE = 60
 OFFLINE = ("KERAS_DUALSTREAM_OFFLINE", "HF_HUB_OFFLINE")
 
 
@@ -81,7 +85,8 @@ def fetch_preset(url, folder):
 
     Raises:
         OSError: if a file cannot be downloaded.
-        ValueError: if they are not those of the folder's `SHA256SUMS`.
+        ValueError: if they are not those of the folder's `SHA256SUMS`, or that
+            is another than was first used.
     """
     if os.path.isdir(folder):
         return folder
@@ -90,6 +95,7 @@ def fetch_preset(url, folder):
         for name in PRESET_FILES:
             download(f"{url.rstrip('/')}/{name}", os.path.join(temporary, name))
         read_preset(temporary)
+        _verify(os.path.join(temporary, SUMS_FILE), folder, None, f"The preset at {url}")
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -111,6 +117,7 @@ def fetch_from_hub(address):
     Raises:
         ImportError: if `huggingface_hub` is not installed.
         OSError: if the files are neither there nor in the cache.
+        ValueError: if they are no preset, damaged, or others than were first used.
     """
     try:
         import huggingface_hub
@@ -121,11 +128,17 @@ def fetch_from_hub(address):
         ) from error
     repository, _, revision = address.removeprefix("hf://").partition("@")
     try:
-        return huggingface_hub.snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repository, revision=revision or None, allow_patterns=list(PRESET_FILES), local_files_only=is_offline()
         )
     except Exception as error:
         raise OSError(f"{address} could not be downloaded: {error}") from error
+    read_preset(folder)
+    with contextlib.suppress(OSError):
+        os.makedirs(cache_folder(), exist_ok=True)
+    record = os.path.join(cache_folder(), cached_name(address))
+    _verify(os.path.join(folder, SUMS_FILE), record, None, f"The preset {address}")
+    return folder
 
 
 def download(url, path):
@@ -140,7 +153,8 @@ def download(url, path):
     """
     folder, name = os.path.split(path)
     try:
-        keras.utils.get_file(name, url, cache_dir=folder, cache_subdir="")
+        with _patience():
+            keras.utils.get_file(name, url, cache_dir=folder, cache_subdir="")
     except Exception as error:
         reason = str(error).removeprefix(f"URL fetch failure on {url}: ").removeprefix("None -- ")
         raise OSError(f"{url} could not be downloaded: {reason}.") from error
@@ -148,6 +162,17 @@ def download(url, path):
         start = file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         raise OSError(f"{url} could not be downloaded: a web page came in place of the file.")
+
+
+@contextlib.contextmanager
+def _patience():
+    """Lets new connections wait for `PATIENCE`, where the process has no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,23 @@ class Preprocessing:
         return tuple(round(size / self.crop) for size in self.image_size)
 
 
+def check_statistics(preprocessing):
+    """Sees to it that models, which normalise by ImageNet's statistics, do what weights expect.
+
+    Args:
+        preprocessing: `Preprocessing`.
+
+    Raises:
+        ValueError: if the statistics are others.
+    """
+    if (preprocessing.mean, preprocessing.std) != (IMAGE_MEAN, IMAGE_STD):
+        raise ValueError(
+            "The model normalises images by the mean and standard deviation of ImageNet. For others build it with "
+            "`include_preprocessing=False`, and give it `preprocess_input(images, preset, normalize=True)`. "
+            f"Received: mean={preprocessing.mean}, std={preprocessing.std}"
+        )
+
+
 def preprocess_images(images, preprocessing, normalize=False, data_format=None):
     """See `keras_dualstream.preprocess_input`; `preprocessing` is a `Preprocessing`."""
     data_format = data_format or keras.config.image_data_format()

@@ -72,7 +72,10 @@ def test_the_dict_of_a_training_script_is_taken_as_it_is(family):
     make, state_dict = family
     model = make()
     wrapped = {f"module.{name}": array for name, array in state_dict.items()}
-    load_checkpoint(model, {"model": wrapped, "epoch": 3})
+    load_checkpoint(model, {"model": wrapped, "epoch": 3, "accuracy": np.float64(81.6)})
+    assert_same(to_torch_state_dict(model), state_dict)
+    randomize(model)
+    load_checkpoint(model, {**state_dict, "config": {"epochs": 300}})
     assert_same(to_torch_state_dict(model), state_dict)
     randomize(model)
     load_checkpoint(model, {"model": {}, "mine": state_dict}, entry="mine")

@@ -146,6 +146,9 @@ def settings(monkeypatch):
     node.__dict__["__immutable__"] = True
     return {
         "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/x"), schedule=module.Schedule.COSINE),
+        # PyTorch writes them under their names of Python 2.
+        "types": argparse.Namespace(count=int, name=str, steps=range(3)),
+        "generators": [np.random.default_rng(0), np.random.RandomState(0)],
         "config": node,
         "epoch": 299,
         "max_accuracy": np.float64(81.6),

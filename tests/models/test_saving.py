@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -137,6 +138,15 @@ def test_a_damaged_weights_file_is_refused_and_changes_nothing(damage, tmp_path)
     assert_same(model, before)
     with pytest.raises(ValueError, match="is damaged or not HDF5"):
         tiny_model(weights=path)
+
+
+def test_a_weights_file_that_declares_more_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    tiny_model().save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("stem/vars/9", shape=(2**40,), dtype="float32", chunks=(2**20,))
+    with pytest.raises(ValueError, match="it declares more than a file of [0-9]+ bytes holds"):
+        tiny_model().load_weights(path)
 
 
 def test_a_weights_file_holds_the_optimizer_for_those_who_go_on_training(tmp_path):

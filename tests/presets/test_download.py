@@ -9,6 +9,7 @@ import pathlib
 import resource
 import tempfile
 import threading
+import time
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from file_server import redirect
 from file_server import status
 
 from keras_dualstream.conversion import read_checkpoint
+from keras_dualstream.presets import download
 from keras_dualstream.presets.weights import find_weights
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="files alone; one backend shows it all")
@@ -113,6 +115,20 @@ def test_a_file_that_changed_in_the_cache_is_refused(publish, cache, server):
     fails(cache, "when it was first used is unreadable", kind=ValueError)
 
 
+def stalled(content, seconds=1):
+    """An answer of which half comes at once, and nothing for some time."""
+
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[: len(content) // 2])
+        handler.wfile.flush()
+        time.sleep(seconds)
+
+    return answer
+
+
 FAULTS = {
     "broken off": (broken_off(checkpoint()), "retrieval incomplete: got only 2"),
     "broken off, of unknown length": (broken_off(checkpoint(), with_length=False), "is not used: cannot be read: "),
@@ -124,12 +140,15 @@ FAULTS = {
     "a page of HTML of old": (b"<html><body>Quota exceeded</body></html>", "a web page came in place of the file."),
     "another file": (b"hello" * 100, "is no file of PyTorch, safetensors, Paddle or NumPy"),
     "nothing": (b"", "is not used: cannot be read: "),
+    "silence": (lambda handler: time.sleep(1), "timed out"),
+    "silence in the middle": (stalled(checkpoint()), "timed out"),
     "a circle": (redirect("/download/transxnet_t_224"), "infinite loop"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_leaves_nothing_and_says_what_to_do(name, publish, cache):
+def test_a_fault_leaves_nothing_and_says_what_to_do(name, publish, cache, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.3)
     content, message = FAULTS[name]
     url = publish("transxnet_t_224", content)
     cache.mkdir(parents=True)

@@ -3,9 +3,12 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import h5py
+import keras
 import numpy as np
 import pytest
 from file_server import answer
@@ -236,6 +239,58 @@ def test_a_mirror_in_a_folder_comes_first(mirror, source, publish, monkeypatch, 
     assert_same(TransXNetBackbone.from_preset("transxnet_t_224"), source)
     assert server.requests == []
     assert not cache.exists()
+
+
+@one_backend
+def test_a_mirror_is_adapted_as_the_published_file_is(mirror, source, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "published.npz"
+    np.savez(checkpoint, **keras_dualstream.conversion.to_torch_state_dict(source))
+    monkeypatch.setenv("KERAS_DUALSTREAM_MIRROR", str(mirror))
+    for options in (dict(input_shape=(32, 32, 1)), dict(pretraining_size=64)):
+        with pytest.warns(UserWarning, match="adapted|resized|fit"):
+            expected = tiny_transxnet(weights=str(checkpoint), **options)
+        with pytest.warns(UserWarning, match="adapted|resized|fit"):
+            assert_same(tiny_transxnet(weights="imagenet", **options), expected)
+    with pytest.raises(ValueError, match="missing in the checkpoint"):
+        tiny_transxnet(weights="imagenet", depths=(1, 2, 1, 1))
+
+
+@one_backend
+def test_weights_of_other_statistics_are_not_given_to_a_model_that_normalises(tmp_path):
+    centred = keras_dualstream.Preprocessing((32, 40), mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    model = tiny_transxnet(include_preprocessing=False)
+    model.save_to_preset(tmp_path / "preset", centred)
+    message = r"normalises images by .* of ImageNet.*include_preprocessing=False.*Received: mean=\(0.5, 0.5, 0.5\)"
+    with pytest.raises(ValueError, match=message):
+        tiny_transxnet(weights=tmp_path / "preset")
+    assert_same(tiny_transxnet(weights=tmp_path / "preset", include_preprocessing=False), model)
+    with pytest.raises(ValueError, match=message):
+        tiny_transxnet().save_to_preset(tmp_path / "other", centred)
+    assert not os.path.exists(tmp_path / "other")
+
+
+@one_backend
+def test_a_preset_has_no_optimizer(source, tmp_path):
+    model = tiny_transxnet()
+    model.compile(keras.optimizers.AdamW())
+    model.optimizer.build(model.trainable_variables)
+    model.save_to_preset(tmp_path / "preset")
+    with h5py.File(tmp_path / "preset" / "model.weights.h5") as file:
+        assert "optimizer" not in file
+
+
+@one_backend
+def test_a_mirror_whose_preset_changes_is_refused(mirror, source, server, monkeypatch, cache):
+    server.add_folder("/m/transxnet_t_224", mirror / "transxnet_t_224")
+    monkeypatch.setenv("KERAS_DUALSTREAM_MIRROR", server.url + "/m")
+    tiny_transxnet(weights="imagenet")
+    (folder,) = cache.glob("url-*/transxnet_t_224")
+    shutil.rmtree(folder)
+    source.save_to_preset(mirror / "transxnet_t_224", licence="another")
+    server.add_folder("/m/transxnet_t_224", mirror / "transxnet_t_224")
+    with pytest.raises(ValueError, match="The preset at .* is another: its SHA-256 is .* If the change is meant"):
+        tiny_transxnet(weights="imagenet")
+    assert not folder.exists()
 
 
 @one_backend

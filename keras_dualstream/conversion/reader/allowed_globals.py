@@ -16,6 +16,7 @@ from keras_dualstream.conversion.reader.stored import check_counts
 
 # Of Python 2.
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+OLD_NAMES = {"builtins.long": "int", "builtins.unicode": "str", "builtins.xrange": "range"}
 
 LONGEST_NAME = 500
 
@@ -30,6 +31,12 @@ SETTINGS = {
     *(f"builtins.{name}" for name in ("slice", "str")),
     *("torch.device", "torch.serialization._get_layout"),
 }
+
+# The state of random numbers is kept for going on with a training.
+GENERATORS = (
+    *(f"numpy.random._pickle.__{kind}_ctor" for kind in ("bit_generator", "generator", "randomstate")),
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+)
 
 STORAGES = {
     **{"BoolStorage": "bool", "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16"},
@@ -66,6 +73,7 @@ def find_global(module, name):
     if len(module) + len(name) > LONGEST_NAME:
         raise ValueError(f"its pickle has a name of more than {LONGEST_NAME} characters")
     module = OLD_MODULES.get(module, module)
+    name = OLD_NAMES.get(f"{module}.{name}", name)
     full_name = f"{module}.{name}"
     if full_name in ("torch.storage.UntypedStorage", "torch.UntypedStorage"):
         return TorchDtype(None)
@@ -164,5 +172,6 @@ MAKERS = {
     "numpy.core.multiarray._reconstruct": lambda *_: StoredArray(),
     # An epoch or an accuracy beside the weights, none of which is a scalar of NumPy.
     "numpy.core.multiarray.scalar": lambda *_: Placeholder(),
+    **{name: lambda *_: Placeholder() for name in GENERATORS},
     "numpy.core.numeric._frombuffer": _numpy_array,
 }
