@@ -135,7 +135,8 @@ def random_crop(photo, size, rng):
     import numpy as np
     from PIL import Image
 
-    side = rng.integers(size, min(photo.shape[:2]) + 1)
+    shortest = min(photo.shape[:2])
+    side = rng.integers(min(size, shortest), shortest + 1)
     top, left = (rng.integers(0, length - side + 1) for length in photo.shape[:2])
     crop = Image.fromarray(photo[top : top + side, left : left + side]).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(crop, "float32")[:, :: rng.choice((-1, 1))] * rng.uniform(0.3, 0.7)
@@ -211,6 +212,8 @@ def train(detector, images, labels, epochs, learning_rate=1.5e-3, batch_size=16)
     )
 
     def set_learning_rate(_, logs=None):
+        # On JAX the trainer keeps the variables to itself during an epoch, until it is asked for them.
+        getattr(detector, "jax_state_sync", lambda: None)()
         detector.optimizer.learning_rate = float(decay(int(detector.optimizer.iterations)))
 
     # Set by a callback: of a schedule in the optimizer, TensorFlow would trace a copy for every weight.

@@ -241,6 +241,8 @@ def train(model, train_data, validation_data, epochs, learning_rate):
     )
 
     def set_learning_rate(_, logs=None):
+        # On JAX the trainer keeps the variables to itself during an epoch, until it is asked for them.
+        getattr(model, "jax_state_sync", lambda: None)()
         model.optimizer.learning_rate = float(decay(int(model.optimizer.iterations)))
 
     # Set by a callback: of a schedule in the optimizer, TensorFlow would trace a copy for every weight, which takes as

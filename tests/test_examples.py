@@ -19,8 +19,8 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "transfer_learning.
 BACKEND = keras.config.backend()
 
 
-def load_example():
-    specification = importlib.util.spec_from_file_location("transfer_learning", SCRIPT)
+def load_example(script=SCRIPT):
+    specification = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -85,6 +85,32 @@ def test_runs_from_a_folder_to_a_figure(example, photo_folder, tmp_path, capfd):
         assert text in printed, text
     assert (output / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert {"source.weights.h5", "model.keras", "model.tflite", "saved_model"} <= set(os.listdir(output))
+
+
+class Line(keras.Sequential):
+    """Something to train that compiles at once."""
+
+    def __init__(self):
+        super().__init__([keras.Input((4,)), keras.layers.Dense(2)])
+
+    def compile(self, optimizer, loss="mse", **options):
+        super().compile(optimizer, "mse")
+
+
+@pytest.mark.parametrize("name", ["transfer_learning", "object_detection"])
+def test_the_learning_rate_follows_its_schedule_batch_by_batch(name):
+    example, line = load_example(SCRIPT.with_stem(name)), Line()
+    x, y = np.ones((96, 4)), np.ones((96, 2))
+    if name == "object_detection":
+        example.train(line, x, y, epochs=5, learning_rate=0.5, batch_size=16)
+    else:
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+        example.train(line, data, data, epochs=5, learning_rate=0.5)
+    assert int(line.optimizer.iterations) == 30
+    # The last of 27 steps after the warm-up of three.
+    assert float(line.optimizer.learning_rate) == pytest.approx(0.25 * (1 + np.cos(np.pi * 26 / 27)), rel=1e-4)
 
 
 def test_digits_are_real_scans_on_a_canvas():

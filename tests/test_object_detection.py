@@ -13,8 +13,8 @@ pytest.importorskip("faster_coco_eval")
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "object_detection.py"
 
-# On one backend: a training step of a detector takes minutes to trace on TensorFlow and to compile on JAX, and the
-# example's own code asks nothing else of the backend.
+# On one backend: a training step of a detector takes minutes to trace on TensorFlow and to compile on JAX. The
+# example's training loop runs on each in test_examples.py.
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the example's default backend")
 
 
@@ -70,6 +70,13 @@ def test_scenes_hold_whole_digits_in_exact_boxes(example):
             assert image.max(axis=-1)[~inside].max() < 128
     again, _ = example.compose_scenes(20, 128, [black], scan[None], np.array([4]), seed=0)
     np.testing.assert_array_equal(images, again)
+
+
+def test_scenes_may_be_larger_than_the_photographs(example):
+    black, scan = np.zeros((300, 400, 3), "uint8"), np.ones((8, 8), "float32")
+    images, truth = example.compose_scenes(1, 512, [black], scan[None], np.array([4]), seed=0)
+    assert images.shape == (1, 512, 512, 3)
+    assert truth["boxes"].max() > 128
 
 
 def test_training_and_test_scenes_share_neither_photographs_nor_digits(example):

@@ -36,9 +36,12 @@ def layout_of(backbone, data_format):
         `"channels_last"` or `"channels_first"`.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if it is neither, or not the backbone's.
     """
-    data_format = data_format or getattr(backbone, "data_format", None) or keras.config.image_data_format()
+    own = getattr(backbone, "data_format", None)
+    if None not in (data_format, own) and data_format != own:
+        raise ValueError(f"`data_format` must be the backbone's, {own!r}. Received: data_format={data_format!r}")
+    data_format = data_format or own or keras.config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(
             f"`data_format` must be 'channels_last' or 'channels_first'. Received: data_format={data_format!r}"

@@ -1,11 +1,14 @@
 """RetinaNet: KerasHub's detector on a backbone or a feature pyramid of this package."""
 
 import math
+import numbers
 
 import keras
 
 from keras_dualstream.models.pyramid_input import layout_of
 
+# Those that KerasHub's anchors and non-maximum suppression take, of all in `keras.utils.bounding_boxes`.
+BOX_FORMATS = ("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw")
 # Of the convolutions that RetinaNet puts on a pyramid, as in its paper.
 HEAD_STANDARD_DEVIATION = 0.01
 
@@ -27,14 +30,14 @@ def RetinaNet(
     boxes, and all layers of a head the same values).
 
     Args:
-        backbone: `DSFPN`, or another model whose output is a dict of maps and
-            which has the attributes `image_shape`, `min_level` and `max_level`;
-            or a backbone of this package or of KerasHub, which gets KerasHub's
+        backbone: `DSFPN`, or a model of another class whose output is a dict of
+            maps and whose instances have the attributes `image_shape`,
+            `min_level` and `max_level`; or a backbone of this package or of KerasHub, which gets KerasHub's
             feature pyramid network with P3 … P7. Layout `"channels_last"`.
         num_classes: int. Number of classes.
-        bounding_box_format: str. How boxes are given and predicted, one of
-            `keras.utils.bounding_boxes`, such as `"xyxy"` and `"xywh"`. Defaults
-            to `"xyxy"`.
+        bounding_box_format: str. How boxes are given and predicted, in pixels:
+            `"xyxy"`, `"yxyx"`, `"xywh"`, `"center_xywh"` or `"center_yxhw"`.
+            Defaults to `"xyxy"`.
         classification_head_prior_probability: float in `(0, 1)`. Probability of
             every class at every anchor before training. Defaults to `0.01`.
         **options: other arguments of `keras_hub.models.RetinaNetObjectDetector`,
@@ -46,7 +49,8 @@ def RetinaNet(
         `fit` takes images and a dict of `"boxes"` `(batch, boxes, 4)` and
         `"labels"` `(batch, boxes)`, both -1 where an image has fewer, and
         `predict` gives a dict of `"boxes"`, `"labels"`, `"confidence"` and
-        `"num_detections"`.
+        `"num_detections"`. A `.keras` file holds it all but losses that are not
+        KerasHub's: compile again after loading.
 
     Raises:
         ImportError: if KerasHub is not installed.
@@ -72,11 +76,7 @@ def RetinaNet(
         import keras_hub
     except ImportError as error:
         raise ImportError("`RetinaNet` needs KerasHub: pip install keras-hub") from error
-    if not 0 < classification_head_prior_probability < 1:
-        raise ValueError(
-            "`classification_head_prior_probability` must be in (0, 1). "
-            f"Received: classification_head_prior_probability={classification_head_prior_probability}"
-        )
+    _check_arguments(num_classes, bounding_box_format, classification_head_prior_probability)
     pyramid = backbone if _is_pyramid(backbone) else _plain_pyramid(backbone, keras_hub)
     _check_layout(pyramid)
     if not isinstance(pyramid, keras_hub.models.RetinaNetBackbone):
@@ -89,10 +89,27 @@ def RetinaNet(
     return detector
 
 
+def _check_arguments(num_classes, bounding_box_format, prior):
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
+        raise ValueError(f"`num_classes` must be an int of at least 1. Received: num_classes={num_classes!r}")
+    if bounding_box_format not in BOX_FORMATS:
+        raise ValueError(
+            f"`bounding_box_format` must be one of {', '.join(map(repr, BOX_FORMATS))}. "
+            f"Received: bounding_box_format={bounding_box_format!r}"
+        )
+    if not isinstance(prior, numbers.Real) or not 0 < prior < 1:
+        raise ValueError(
+            "`classification_head_prior_probability` must be in (0, 1). "
+            f"Received: classification_head_prior_probability={prior!r}"
+        )
+
+
 def _is_pyramid(model):
     """Whether a model is what KerasHub's detector asks for, without another pyramid on it."""
     attributes = all(hasattr(model, name) for name in ("image_shape", "min_level", "max_level"))
-    return attributes and isinstance(model, keras.Model) and isinstance(model.output, dict)
+    # A functional model of Keras' own class has lost the attributes when it comes back from a file.
+    own_class = not type(model).__module__.startswith("keras.")
+    return attributes and own_class and isinstance(model, keras.Model) and isinstance(model.output, dict)
 
 
 def _plain_pyramid(backbone, keras_hub):

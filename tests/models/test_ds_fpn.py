@@ -422,6 +422,10 @@ MISTAKES = {
         lambda: tiny(maps_of_size((8, 8), (4, 4), (4, 4), channels=None)),
         "known number of channels, at least 2, .* Received: P3 of shape",
     ),
+    "the other layout": (
+        lambda: DSFPN(keras_dualstream.DSNetBackbone(**TINY_DSNET), data_format="channels_first"),
+        "`data_format` must be the backbone's, 'channels_last'. Received: data_format='channels_first'",
+    ),
     "layout": (lambda: tiny(data_format="NHWC"), "`data_format` must be .* Received: data_format='NHWC'"),
     "size": (lambda: tiny(plain((96, 256, 3))), "P5 must be at least 4x4 .* Received: P5 of 3x8"),
     "free size": (

@@ -42,8 +42,8 @@ def pyramid(position="lateral_extra", **options):
     return DSFPN(backbone(**options), position, channels=8, attention_dropout_rate=0.0)
 
 
-def detector(on=None, **options):
-    return RetinaNet(on or pyramid(), num_classes=3, pre_logits_num_conv_layers=1, **options)
+def detector(on=None, num_classes=3, **options):
+    return RetinaNet(on or pyramid(), num_classes, pre_logits_num_conv_layers=1, **options)
 
 
 def scenes():
@@ -155,6 +155,15 @@ def test_a_file_gives_back_the_detector_and_its_boxes(kind, tmp_path):
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
+def plain_pyramid():
+    """Its attributes would not be in a file."""
+    inputs = keras.Input((128, 128, 3))
+    maps = {f"P{n}": keras.layers.Conv2D(8, 2**n, 2**n)(inputs) for n in range(3, 8)}
+    model = keras.Model(inputs, maps)
+    model.image_shape, model.min_level, model.max_level = (128, 128, 3), 3, 7
+    return model
+
+
 def plain_model(attribute):
     inputs = x = keras.Input((128, 128, 3))
     maps = {}
@@ -175,6 +184,17 @@ MISTAKES = {
     "no pyramid": (lambda: detector(plain_model(False)), "such as `DSFPN`, .* Received: Functional"),
     # Its maps would not be in the config.
     "attribute": (lambda: detector(plain_model(True)), "such as `DSFPN`, .* Received: Functional"),
+    "attributes": (lambda: detector(plain_pyramid()), "such as `DSFPN`, .* Received: Functional"),
+    "classes": (lambda: detector(num_classes=0), "`num_classes` must be an int of at least 1. Received: num_classes=0"),
+    "part of a class": (lambda: detector(num_classes=2.5), "Received: num_classes=2.5"),
+    "boxes": (
+        lambda: detector(bounding_box_format="rel_xyxy"),
+        "must be one of 'xyxy', 'yxyx', .* Received: bounding_box_format='rel_xyxy'",
+    ),
+    "no number": (
+        lambda: detector(classification_head_prior_probability="a"),
+        r"must be in \(0, 1\). Received: classification_head_prior_probability='a'",
+    ),
     "layout": (lambda: detector(channels_first()), "channels-last .* Received: .* data_format='channels_first'"),
     "layout of DS-FPN": (
         lambda: detector(DSFPN(channels_first(), channels=8)),
