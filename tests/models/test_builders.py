@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 from helpers import images
+from helpers import one_backend
 from helpers import predict
 from helpers import randomize
 from helpers import relative_error
@@ -211,6 +212,7 @@ def test_variants_train_with_the_published_stochastic_depth(variant, rate):
     assert VARIANTS[variant]["drop_path_rate"] == rate
 
 
+@one_backend
 def test_semantic_pathways_of_the_paper_have_its_parameter_counts():
     """Fig. 3 of the paper, Dual-ViT-S: without self-attention, without feed-forward, swapped, whole; in millions."""
     steps = {

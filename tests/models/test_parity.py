@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import FIXTURES
 from helpers import gradient_function
+from helpers import one_backend
 from helpers import parameter_counts
 from helpers import randomize
 from helpers import read_manifest
@@ -111,6 +112,7 @@ def test_float64_equals_the_reference(variant, size, float64):
     assert max(errors.values()) < 1e-10
 
 
+@one_backend
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_has_the_parameters_of_the_reference(variant):
     builder, head_options, _ = VARIANTS[variant]
