@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import RUN_EAGERLY
 from helpers import TINY_DFVT
+from helpers import slow_to_compile
 
 import keras_dualstream
 
@@ -66,6 +67,7 @@ def run(*arguments, **environment):
     return process.returncode, process.stderr
 
 
+@slow_to_compile
 def test_runs_from_a_folder_to_a_figure(example, photo_folder, tmp_path, capfd):
     output = tmp_path / "new" / "output"
     arguments = ["--backend", BACKEND, "--data", str(photo_folder), "--output", str(output), "--image-size", "32"]

@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 from helpers import RUN_EAGERLY
 from helpers import TINY_DSNET
+from helpers import slow_to_compile
 from helpers import to_numpy
 
 import keras_dualstream
 
 keras_cv = pytest.importorskip("keras_cv")
-
-# XLA compiles a training step with the heads' 256 channels at five levels for minutes, whatever the backbone.
-slow_to_compile = pytest.mark.slow if keras.config.backend() == "jax" else lambda test: test
 
 
 @slow_to_compile

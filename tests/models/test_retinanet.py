@@ -13,6 +13,7 @@ from helpers import TINY_DSNET
 from helpers import TINY_TRANSXNET
 from helpers import compiled
 from helpers import randomize
+from helpers import slow_to_compile
 from helpers import to_numpy
 
 import keras_dualstream
@@ -27,9 +28,6 @@ BACKBONES = {
     "DFvTBackbone": TINY_DFVT,
     "TransXNetBackbone": TINY_TRANSXNET,
 }
-
-# XLA compiles a training step with the heads' 256 channels at five levels for three minutes, whatever the backbone.
-slow_to_compile = pytest.mark.slow if keras.config.backend() == "jax" else lambda test: test
 
 
 def backbone(name="DSNetBackbone", size=(128, 128), **options):
