@@ -10,6 +10,7 @@ import sys
 
 import keras
 import pytest
+from helpers import one_backend
 
 import keras_dualstream
 from keras_dualstream import layers
@@ -48,6 +49,7 @@ def test_public_names_are_public():
             assert getattr(module, name).__doc__, name
 
 
+@one_backend
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     module = importlib.import_module(name)
