@@ -193,7 +193,7 @@ def build(position, size):
         bounding_box_format=BOX_FORMAT,
         anchor_generator=anchors,
         pre_logits_num_conv_layers=1,
-        # Detectors that start from nothing learn several times faster with it.
+        # Group normalisation, as these heads start from nothing.
         use_prediction_head_norm=True,
         # Average precision counts the uncertain detections too.
         prediction_decoder=keras_hub.layers.NonMaxSuppression(
@@ -221,7 +221,7 @@ def train(detector, images, labels, epochs, learning_rate=1.5e-3, batch_size=16)
     optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=0.02, clipnorm=1.0)
     # With its variables made before, TensorFlow traces the first step once instead of twice.
     optimizer.build(detector.trainable_variables)
-    # KerasHub's loss of the boxes is quadratic, and as good as nothing for the small offsets of well matched anchors.
+    # KerasHub's loss of the boxes is quadratic for small offsets, and then has next to no gradient.
     detector.compile(optimizer, box_loss=keras.losses.MeanAbsoluteError(reduction="sum"))
     detector.fit(
         images.astype("float32"),

@@ -6,13 +6,14 @@ import urllib.parse
 import keras
 import numpy as np
 import pytest
+from helpers import one_backend
 
 import keras_dualstream
 from keras_dualstream import Preprocessing
 from keras_dualstream import decode_predictions
 from keras_dualstream import preprocess_input
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="NumPy alone; one backend shows it all")
+pytestmark = one_backend
 
 
 def photo(height, width, seed=0):

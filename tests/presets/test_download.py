@@ -17,12 +17,13 @@ import pytest
 from file_server import broken_off
 from file_server import redirect
 from file_server import status
+from helpers import one_backend
 
 from keras_dualstream.conversion import read_checkpoint
 from keras_dualstream.presets import download
 from keras_dualstream.presets.weights import find_weights
 
-pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="files alone; one backend shows it all")
+pytestmark = one_backend
 
 BY_HAND = "Get it by hand at https://github.com/LMMMEng/TransXNet/releases, and save it as "
 

@@ -226,6 +226,9 @@ class EncodedBytes:
     """Bytes that an old pickle keeps as text, encoded only when an array needs them.
 
     A pickle may ask for the same text a million times; kept as text it costs its memory once.
+
+    Args:
+        text: str. One character for each byte.
     """
 
     def __init__(self, text):
