@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 
@@ -34,7 +35,7 @@ def attention_dropout(rate, dtype_policy):
     return keras.layers.Dropout(rate, name="attention_dropout", dtype=dtype_policy.variable_dtype)
 
 
-class _MultiHead(keras.layers.Layer):
+class _MultiHead(NestedCall, keras.layers.Layer):
     """What both kinds of attention share: heads, dropout of the weights, and an optional output projection."""
 
     def __init__(self, num_heads, use_projection=True, attention_dropout_rate=0.0, **kwargs):

@@ -8,6 +8,7 @@ from keras import ops
 from keras_dualstream.layers.attention import attention_dropout
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.position_bias import position_biased_attention
@@ -16,7 +17,7 @@ from keras_dualstream.ops.tokens import tokens_to_map
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class CoAttention(keras.layers.Layer):
+class CoAttention(NestedCall, keras.layers.Layer):
     """Inter-scale Alignment: a fine local map and a coarse global one attend to each other.
 
     With `qₗ, kₗ, vₗ = Linear(BN(l))` and `q_g, k_g, v_g = Linear(LN(g))`, each

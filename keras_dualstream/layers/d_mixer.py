@@ -7,6 +7,7 @@ from keras_dualstream.layers.dynamic_conv import DDWConv
 from keras_dualstream.layers.dynamic_conv import DyConv
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.id_conv import IDConv
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.osra import OSRA
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -17,7 +18,7 @@ LOCAL_OPERATORS = ("id_conv", "depthwise_conv", "window_attention", "dy_conv", "
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DMixer(keras.layers.Layer):
+class DMixer(NestedCall, keras.layers.Layer):
     """D-Mixer: local dynamics in some channels, global dynamics in the others.
 
     `y = STE([IDConv(x₁) ‖ OSRA(x₂)])` with the channels of `x` split in `x₁` and

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.float64 import mean
 
@@ -23,7 +24,7 @@ def check_same_shape(context_shape, spatial_shape):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DANE(keras.layers.Layer):
+class DANE(NestedCall, keras.layers.Layer):
     """Dual attention enhancement: a mask of positions and channels chooses between two maps.
 
     `y = s · m + t · (1 - m)` for context features `t` and spatial features `s`.

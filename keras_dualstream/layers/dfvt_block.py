@@ -9,6 +9,7 @@ from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.window_attention import WindowAttention
 
 # Those without weights.
@@ -17,7 +18,7 @@ FUSIONS = (*DANE_FUSIONS, *SUMS)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DFvTBlock(keras.layers.Layer):
+class DFvTBlock(NestedCall, keras.layers.Layer):
     """DFvT block: attention of the context inside windows, spatial features fused in, feed-forward network.
 
     1. `t += WindowAttention(LN(t))`;

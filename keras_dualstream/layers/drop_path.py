@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.nested_call import NestedCall
+
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DropPath(keras.layers.Layer):
+class DropPath(NestedCall, keras.layers.Layer):
     """Stochastic depth: drops a residual branch for whole samples in training.
 
     Each sample's branch is kept with probability `1 - rate` and then scaled by

@@ -8,6 +8,7 @@ from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.intra_scale_propagation import IntraScalePropagation
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -15,7 +16,7 @@ from keras_dualstream.ops.resample import resize_bilinear
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DSBlock(keras.layers.Layer):
+class DSBlock(NestedCall, keras.layers.Layer):
     """DS-Block: a local and a global stream side by side, aligned with each other and fused.
 
     1. `x += DW3×3(x)` (position encoding);

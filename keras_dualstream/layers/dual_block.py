@@ -11,6 +11,7 @@ from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.layer_scale import LayerScale
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
 
@@ -18,7 +19,7 @@ SEMANTIC_STEPS = ("self_attention", "cross_attention", "feed_forward")
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class SemanticPathway(keras.layers.Layer):
+class SemanticPathway(NestedCall, keras.layers.Layer):
     """Refines the semantic tokens by themselves and by the pixels.
 
     Residual steps, each scaled by its own γ (LayerScale) and dropped per sample:
@@ -128,7 +129,7 @@ class SemanticPathway(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DualBlock(keras.layers.Layer):
+class DualBlock(NestedCall, keras.layers.Layer):
     """Dual block: semantic tokens gather from the pixels, pixels read from them.
 
     With `n = LN(x)`:

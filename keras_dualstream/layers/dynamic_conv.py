@@ -5,13 +5,14 @@ from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
 
 
-class _DynamicConv(keras.layers.Layer):
+class _DynamicConv(NestedCall, keras.layers.Layer):
     """A depthwise convolution with a kernel made from the average of the sample."""
 
     def __init__(self, kernel_size=7, reduction_ratio=4, **kwargs):

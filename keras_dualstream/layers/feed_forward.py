@@ -5,12 +5,13 @@ import keras
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.gelu import gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class FeedForward(keras.layers.Layer):
+class FeedForward(NestedCall, keras.layers.Layer):
     """`Linear → (depthwise convolution) → activation → Linear`.
 
     With `kernel_size` it works on feature maps and mixes neighbouring pixels by

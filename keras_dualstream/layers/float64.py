@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.float64 import normalize
 from keras_dualstream.ops.linear import linear
@@ -17,7 +18,7 @@ from keras_dualstream.ops.normalization import batch_normalization_of_batch
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class Dense(keras.layers.Dense):
+class Dense(NestedCall, keras.layers.Dense):
     """`keras.layers.Dense` that computes in float64 under a float64 policy.
 
     Args:
@@ -30,7 +31,7 @@ class Dense(keras.layers.Dense):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class LayerNormalization(keras.layers.LayerNormalization):
+class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
@@ -46,7 +47,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class BatchNormalization(keras.layers.BatchNormalization):
+class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
@@ -70,7 +71,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class Normalization(keras.layers.Normalization):
+class Normalization(NestedCall, keras.layers.Normalization):
     """`keras.layers.Normalization` over the last axis with given statistics, in float64 under a float64 policy.
 
     Args:
@@ -87,7 +88,7 @@ class Normalization(keras.layers.Normalization):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class GlobalAveragePooling2D(keras.layers.GlobalAveragePooling2D):
+class GlobalAveragePooling2D(NestedCall, keras.layers.GlobalAveragePooling2D):
     """`keras.layers.GlobalAveragePooling2D` of channels-last maps, in float64 under a float64 policy.
 
     Args:

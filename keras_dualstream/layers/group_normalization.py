@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.normalization import group_normalization
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class GroupNormalization(keras.layers.Layer):
+class GroupNormalization(NestedCall, keras.layers.Layer):
     """Group normalisation with one group, `y = (x - μ) / √(σ² + ε) · γ + β`.
 
     μ and σ² are taken over all positions and channels of a sample, γ and β are

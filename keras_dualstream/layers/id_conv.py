@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
@@ -14,7 +15,7 @@ from keras_dualstream.ops.resample import adaptive_average_pool
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class IDConv(keras.layers.Layer):
+class IDConv(NestedCall, keras.layers.Layer):
     """Input-dependent depthwise convolution: every sample has its own kernel.
 
     With `f(u) = Linear(GELU(BN(Linear(u))))` from C to C/4 to G·C channels, G

@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.layers.attention import SelfAttention
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.ops.resample import resize_bilinear
@@ -14,7 +15,7 @@ from keras_dualstream.ops.tokens import tokens_to_map
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class IntraScalePropagation(keras.layers.Layer):
+class IntraScalePropagation(NestedCall, keras.layers.Layer):
     """Divides the channels into a local and a global stream, and lets each mix its own positions.
 
     The first channels, a share of `global_ratio`, are the global stream `g`, the

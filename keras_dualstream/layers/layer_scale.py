@@ -2,11 +2,12 @@
 
 import keras
 
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.linear import scale_and_shift
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class LayerScale(keras.layers.Layer):
+class LayerScale(NestedCall, keras.layers.Layer):
     """Per-channel learned scale of a residual branch, `y = γ · x`, or `y = γ · x + β`.
 
     Args:

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -11,7 +12,7 @@ from keras_dualstream.ops.gelu import gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class MSFFN(keras.layers.Layer):
+class MSFFN(NestedCall, keras.layers.Layer):
     """Multi-scale feed-forward network: hidden channels see neighbourhoods of several sizes.
 
     - `h = BN(GELU(Linear(x)))`, no bias;

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.attention import check_heads
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -15,7 +16,7 @@ from keras_dualstream.ops.tokens import tokens_to_map
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class PositionBias(keras.layers.Layer):
+class PositionBias(NestedCall, keras.layers.Layer):
     """A learned bias per head, query and key that blocks of one stage share.
 
     The table has the numbers of queries and keys that a map of `height` by
@@ -82,7 +83,7 @@ class PositionBias(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class OSRA(keras.layers.Layer):
+class OSRA(NestedCall, keras.layers.Layer):
     """Overlapping spatial reduction attention: all positions ask, a smaller map answers.
 
     - `y = BN(DW1×1(GELU(BN(DW x))))`, a depthwise convolution with kernel

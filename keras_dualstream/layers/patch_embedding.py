@@ -9,13 +9,14 @@ from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 
 # PyTorch's momentum of 0.1 is Keras' 0.9.
 NORMALIZATIONS = {"layer": LayerNormalization, "batch": functools.partial(BatchNormalization, momentum=0.9), None: None}
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(NestedCall, keras.layers.Layer):
     """Patch embedding, `y = Norm(Conv(x))`, padded as PyTorch does.
 
     By default patches overlap: the convolution is padded with `kernel_size // 2`

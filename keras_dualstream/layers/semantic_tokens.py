@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.float64 import mean
@@ -14,7 +15,7 @@ from keras_dualstream.ops.tokens import map_to_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class SemanticTokens(keras.layers.Layer):
+class SemanticTokens(NestedCall, keras.layers.Layer):
     """Condenses a feature map into the semantic tokens of Dual-ViT.
 
     The map is average-pooled into `p`, one token per window. Learned queries,

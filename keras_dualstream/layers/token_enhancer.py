@@ -3,6 +3,7 @@
 import keras
 
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -10,7 +11,7 @@ from keras_dualstream.ops.gelu import gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class SqueezedTokenEnhancer(keras.layers.Layer):
+class SqueezedTokenEnhancer(NestedCall, keras.layers.Layer):
     """Squeezed token enhancer: mixes neighbours, then channels through a narrow waist.
 
     `y = x + BN(Linear(BN(GELU(Linear(BN(GELU(DW3×3(x))))))))`; the waist has

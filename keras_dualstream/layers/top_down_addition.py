@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.resample import resize_nearest
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class TopDownAddition(keras.layers.Layer):
+class TopDownAddition(NestedCall, keras.layers.Layer):
     """Adds a coarse map to a fine one, `y = fine + resize(coarse)`.
 
     The coarse map is resized to exactly the size of the fine one by nearest

@@ -8,6 +8,7 @@ from keras import ops
 from keras_dualstream.layers.attention import check_heads
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
+from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.windows import fill_windows
@@ -20,7 +21,7 @@ from keras_dualstream.ops.windows import window_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class WindowAttention(keras.layers.Layer):
+class WindowAttention(NestedCall, keras.layers.Layer):
     """Multi-head self-attention inside windows, with a bias per relative position.
 
     `y = Linear(softmax(q kᵀ / √d + B) v)` in every window on its own. With a
