@@ -1,13 +1,14 @@
 """DFvT's fused downsampling, the head of its context module."""
 
 import keras
-from keras import ops
 
+from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.ops.activation import silu
 from keras_dualstream.ops.max_pool import max_pool3x3
 
 BRANCHES = ("max_pool", "convolution")
@@ -92,7 +93,7 @@ class ContextModule(NestedCall, keras.layers.Layer):
 
     def _convolve(self, x, steps, training):
         for convolution, norm in zip(self.convolutions[steps], self.norms[steps], strict=True):
-            x = ops.silu(norm(convolution(x), training=training))
+            x = silu(normalized(norm, convolution, x, training))
         return x
 
     def _max_pool(self, x):

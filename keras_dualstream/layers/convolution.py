@@ -36,8 +36,12 @@ class Conv2D(NestedCall, keras.layers.Conv2D):
         self.zeros = zeros
 
     def call(self, inputs):
-        x = conv2d(inputs, self.kernel, self.bias, self.strides, self.zeros)
+        x = self.convolve(inputs, self.kernel, self.bias)
         return x if self.activation is None else self.activation(x)
+
+    def convolve(self, inputs, kernel, bias):
+        """The convolution with another kernel and bias than the layer's own."""
+        return conv2d(inputs, kernel, bias, self.strides, self.zeros)
 
     def compute_output_shape(self, input_shape):
         batch, *sizes, channels = input_shape

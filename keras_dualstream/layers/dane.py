@@ -7,6 +7,7 @@ from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.ops.activation import silu
 from keras_dualstream.ops.float64 import mean
 
 FUSIONS = ("dane", "reverse_dane", "se", "spatial")
@@ -109,7 +110,7 @@ class DANE(NestedCall, keras.layers.Layer):
         return logits if self.fusion == "se" else logits + self.position(self.position_norm(positions))
 
     def _squeezed(self, x):
-        return self.squeeze_norm(ops.silu(self.squeeze(x)))
+        return self.squeeze_norm(silu(self.squeeze(x)))
 
     def compute_output_shape(self, context_shape, spatial_shape):
         check_same_shape(context_shape, spatial_shape)

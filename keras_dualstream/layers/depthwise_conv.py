@@ -48,16 +48,20 @@ class DepthwiseConv2D(NestedCall, keras.layers.DepthwiseConv2D):
         self.padding = explicit or self.padding
 
     def call(self, inputs):
-        outputs = depthwise_conv2d(
+        outputs = self.convolve(inputs, self.kernel, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def convolve(self, inputs, kernel, bias):
+        """The convolution with another kernel and bias than the layer's own."""
+        return depthwise_conv2d(
             inputs,
-            self.kernel,
+            kernel,
             strides=self.strides,
             padding=self.padding,
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
-            bias=self.bias,
+            bias=bias,
         )
-        return outputs if self.activation is None else self.activation(outputs)
 
     def compute_output_shape(self, input_shape):
         if isinstance(self.padding, str):

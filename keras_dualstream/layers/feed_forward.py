@@ -7,7 +7,7 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
-from keras_dualstream.ops.gelu import gelu
+from keras_dualstream.ops.activation import gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

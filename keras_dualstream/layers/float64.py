@@ -26,8 +26,12 @@ class Dense(NestedCall, keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        x = linear(inputs, self.kernel, self.bias)
+        x = self.convolve(inputs, self.kernel, self.bias)
         return x if self.activation is None else self.activation(x)
+
+    def convolve(self, inputs, kernel, bias):
+        """The linear map with another kernel and bias than the layer's own."""
+        return linear(inputs, kernel, bias)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -68,6 +72,14 @@ class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
         else:
             y = batch_normalization(x, mean, variance, gamma, beta, self.epsilon)
         return ops.cast(y, self.compute_dtype)
+
+    def scale_and_shift(self):
+        """`s = γ / √(σ² + ε)` and `t = β - μ · s`: the layer at inference is `x · s + t`."""
+        # Tensors, because products of variables are float32 on JAX.
+        scale = ops.rsqrt(ops.convert_to_tensor(self.moving_variance) + self.epsilon)
+        scale = scale if self.gamma is None else scale * ops.convert_to_tensor(self.gamma)
+        shift = -ops.convert_to_tensor(self.moving_mean) * scale
+        return scale, shift if self.beta is None else shift + ops.convert_to_tensor(self.beta)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

@@ -3,14 +3,15 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
-from keras_dualstream.ops.gelu import gelu
 from keras_dualstream.ops.resample import adaptive_average_pool
 
 
@@ -95,7 +96,7 @@ class IDConv(NestedCall, keras.layers.Layer):
     def _mix(self, u, candidates, training):
         """`Σ_g softmax_g(f(u)) · candidates_g`, of the shape of `u`."""
         _, height, width, channels = u.shape
-        logits = self.expand(gelu(self.norm(self.squeeze(u), training=training)))
+        logits = self.expand(gelu(normalized(self.norm, self.squeeze, u, training)))
         shape = (-1, height * width, self.num_groups, channels)
         weights = ops.softmax(ops.reshape(logits, shape), axis=2)
         candidates = ops.reshape(candidates, (self.num_groups, height * width, channels))

@@ -4,12 +4,13 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.attention import check_heads
+from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
-from keras_dualstream.ops.gelu import gelu
+from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.position_bias import position_biased_attention
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -163,8 +164,8 @@ class OSRA(NestedCall, keras.layers.Layer):
     def call(self, x, position_bias=None, training=None):
         y = x
         if self.sr_ratio > 1:
-            y = gelu(self.reduce_norm(self.reduce(x), training=training))
-            y = self.refine_norm(self.refine(y), training=training)
+            y = gelu(normalized(self.reduce_norm, self.reduce, x, training))
+            y = normalized(self.refine_norm, self.refine, y, training)
         y = y + self.local(y)
         key, value = ops.split(map_to_tokens(self.key_value(y)), 2, axis=-1)
         query = map_to_tokens(self.query(x))

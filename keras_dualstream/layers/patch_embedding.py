@@ -7,6 +7,7 @@ import keras
 from keras_dualstream.layers.convolution import Conv2D
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
@@ -113,10 +114,10 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
 
     def call(self, x, training=None):
         self._check_size(x.shape)
+        if self.normalization == "batch":
+            return normalized(self.norm, self.projection, x, training)
         x = self.projection(x)
-        if self.norm is None:
-            return x
-        return self.norm(x, training=training) if self.normalization == "batch" else self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def _check_size(self, input_shape):
         least = self.kernel_size - 2 * self.zeros

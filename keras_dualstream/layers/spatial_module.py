@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
@@ -53,8 +54,8 @@ class SpatialModule(NestedCall, keras.layers.Layer):
     def call(self, x, training=None):
         x = fill_windows(x, 2)
         blocks = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        y = self.neighbours_norm(self.neighbours(ops.concatenate(blocks, axis=-1)), training=training)
-        return self.norm(self.reduce(y), training=training)
+        y = normalized(self.neighbours_norm, self.neighbours, ops.concatenate(blocks, axis=-1), training)
+        return normalized(self.norm, self.reduce, y, training)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape

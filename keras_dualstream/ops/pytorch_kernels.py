@@ -190,3 +190,31 @@ def pytorch_attention(query, key, value, bias):
 
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2)
+
+
+def pytorch_gelu(x):
+    """`x · Φ(x)`, written over `x` unless that takes part in a gradient.
+
+    Args:
+        x: tensor.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    import torch
+
+    return torch.nn.functional.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+
+
+def pytorch_silu(x):
+    """`x / (1 + e⁻ˣ)`, written over `x` unless that takes part in a gradient.
+
+    Args:
+        x: tensor.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    import torch
+
+    return torch.nn.functional.silu(x, inplace=not x.requires_grad)

@@ -105,7 +105,8 @@ def test_what_goes_the_long_way(long_way):
     for outer in outers:
         outer(images())
         assert long_way[-1] is outer.inner
-    assert seen and outers[1].losses
+    assert seen
+    assert outers[1].losses
     masked = images()
     keras.src.backend.common.masking.set_keras_mask(masked, ops.ones((2, 6)))
     plain = Dense(4)

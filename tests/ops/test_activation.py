@@ -2,11 +2,14 @@
 
 import math
 
+import keras
 import numpy as np
+import pytest
 from helpers import to_numpy
 from keras import ops
 
-from keras_dualstream.ops.gelu import gelu
+from keras_dualstream.ops.activation import gelu
+from keras_dualstream.ops.activation import silu
 
 
 def exact(x):
@@ -23,3 +26,13 @@ def test_equals_the_error_function():
 def test_float64_equals_the_error_function(float64):
     x = np.linspace(-6, 6, 101)
     np.testing.assert_allclose(to_numpy(gelu(ops.convert_to_tensor(x, dtype=float64))), exact(x), atol=1e-15)
+
+
+@pytest.mark.parametrize(("function", "keras_function"), [(gelu, "gelu"), (silu, "silu")])
+def test_what_a_gradient_needs_stays(function, keras_function):
+    x = keras.Variable(np.linspace(-2, 2, 9))
+    value = to_numpy(x)
+    y = function(ops.convert_to_tensor(x))
+    options = {"approximate": False} if keras_function == "gelu" else {}
+    np.testing.assert_allclose(to_numpy(y), to_numpy(getattr(ops, keras_function)(x, **options)), rtol=1e-6)
+    np.testing.assert_array_equal(to_numpy(x), value)
