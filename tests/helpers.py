@@ -215,3 +215,32 @@ def _torch_gradients(model, loss, training):
         return value.detach(), [weight.value.grad for weight in model.trainable_weights]
 
     return compute
+
+
+class Convolution(keras.layers.Layer):
+    """A function of a map and a kernel as a layer, so that `gradient_function` can differentiate it by both."""
+
+    def __init__(self, x, kernel, convolve):
+        super().__init__()
+        self.convolve = convolve
+        self.map = self.add_weight(name="map", shape=x.shape, initializer=lambda *_, **__: x)
+        self.kernel = self.add_weight(name="kernel", shape=kernel.shape, initializer=lambda *_, **__: kernel)
+        self.built = True
+
+    def call(self, weights):
+        # A tensor made of the variable, as a layer before would give it.
+        y = self.convolve(1.0 * self.map, 1.0 * self.kernel)
+        return keras.ops.sum(y * weights)
+
+
+def gradients_by_differences(function, *arrays):
+    """The exact gradients of a function that is linear in each array: its values at each array's unit vectors."""
+    gradients = []
+    for position, array in enumerate(arrays):
+        gradient = np.zeros(array.shape)
+        for index in np.ndindex(array.shape):
+            unit = np.zeros(array.shape)
+            unit[index] = 1
+            gradient[index] = function(*arrays[:position], unit, *arrays[position + 1 :])
+        gradients.append(gradient)
+    return gradients

@@ -5,6 +5,7 @@ import sys
 import keras
 
 LITERT_EXPORTER = "keras.src.export.litert"
+JAX_TO_TENSORFLOW = "jax.experimental.jax2tf.jax2tf"
 
 
 def compiled_by_xla():
@@ -42,11 +43,18 @@ def _has_gpu():
 
 
 def exporting_to_litert():
-    """Whether Keras' LiteRT exporter traces the operations that follow.
+    """Whether Keras' LiteRT exporter traces the operations that follow."""
+    return _called_from(LITERT_EXPORTER)
 
-    It tells nobody, neither the model nor the layers, so the callers are looked through.
-    """
+
+def converting_jax_to_tensorflow():
+    """Whether JAX traces the operations that follow for TensorFlow, as Keras' SavedModel exporter has it do."""
+    return _called_from(JAX_TO_TENSORFLOW)
+
+
+def _called_from(module):
+    """Whether a module is among the callers: exporters tell nobody else, neither the model nor the layers."""
     frame = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != LITERT_EXPORTER:
+    while frame is not None and frame.f_globals.get("__name__") != module:
         frame = frame.f_back
     return frame is not None

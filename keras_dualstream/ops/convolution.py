@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.jax_kernels import jax_conv2d
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 
 
@@ -23,6 +25,10 @@ def conv2d(x, kernel, bias, strides, zeros):
         x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
         bias = bias if bias is None else ops.convert_to_tensor(bias)
         return pytorch_conv2d(x, kernel, bias, strides, ((zeros, zeros),) * 2)
+    if keras.config.backend() == "jax" and xla_on_cpu():
+        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+        y = jax_conv2d(x, kernel, strides, zeros)
+        return y if bias is None else y + bias
     padding = "valid"
     if tuple(strides) == (1, 1) and tuple(kernel.shape[:2]) == (2 * zeros + 1,) * 2:
         padding = "same"

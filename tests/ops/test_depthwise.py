@@ -5,7 +5,9 @@ import functools
 import keras
 import numpy as np
 import pytest
+from helpers import Convolution
 from helpers import gradient_function
+from helpers import gradients_by_differences
 from helpers import relative_error
 from helpers import to_numpy
 from keras import ops
@@ -79,35 +81,6 @@ def test_one_kernel_per_sample_equals_the_loop(case, samples):
     )
     found = dynamic_depthwise_conv2d(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), strides, padding)
     assert relative_error(found, expected) < 1e-6
-
-
-class Convolution(keras.layers.Layer):
-    """A layer of the function, so that `gradient_function` can differentiate it by map and kernel."""
-
-    def __init__(self, x, kernel, convolve):
-        super().__init__()
-        self.convolve = convolve
-        self.map = self.add_weight(name="map", shape=x.shape, initializer=lambda *_, **__: x)
-        self.kernel = self.add_weight(name="kernel", shape=kernel.shape, initializer=lambda *_, **__: kernel)
-        self.built = True
-
-    def call(self, weights):
-        # A tensor made of the variable, as a layer before would give it.
-        y = self.convolve(1.0 * self.map, 1.0 * self.kernel)
-        return ops.sum(y * weights)
-
-
-def gradients_by_differences(function, *arrays):
-    """The exact gradients of a function that is linear in each array: its values at each array's unit vectors."""
-    gradients = []
-    for position, array in enumerate(arrays):
-        gradient = np.zeros(array.shape)
-        for index in np.ndindex(array.shape):
-            unit = np.zeros(array.shape)
-            unit[index] = 1
-            gradient[index] = function(*arrays[:position], unit, *arrays[position + 1 :])
-        gradients.append(gradient)
-    return gradients
 
 
 SMALL_CASES = [
