@@ -13,6 +13,7 @@ from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.token_enhancer import SqueezedTokenEnhancer
 from keras_dualstream.layers.window_attention import WindowAttention
+from keras_dualstream.ops.channels import split_channels
 
 LOCAL_OPERATORS = ("id_conv", "depthwise_conv", "window_attention", "dy_conv", "d_dw_conv")
 
@@ -124,7 +125,7 @@ class DMixer(NestedCall, keras.layers.Layer):
         # The parts take `training` from Keras' call context; only some of them have the argument.
         if self.local is None:
             return self.fusion(self.attention(x, position_bias))
-        x_local, x_global = x[..., : self.local_channels], x[..., self.local_channels :]
+        x_local, x_global = split_channels(x, (self.local_channels, x.shape[-1] - self.local_channels))
         y = ops.concatenate([self.local(x_local), self.attention(x_global, position_bias)], axis=-1)
         return self.fusion(y)
 

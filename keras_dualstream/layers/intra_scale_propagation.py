@@ -9,6 +9,7 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
+from keras_dualstream.ops.channels import split_channels
 from keras_dualstream.ops.resample import resize_bilinear
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
@@ -110,7 +111,7 @@ class IntraScalePropagation(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        x_local, x_global = x[..., self.global_channels :], x[..., : self.global_channels]
+        x_global, x_local = split_channels(x, (self.global_channels, x.shape[-1] - self.global_channels))
         if self.convolution is not None:
             x_local = x_local + self.convolution(self.local_norm(x_local, training=training))
         if self.global_stride > 1 and self.global_channels:

@@ -9,6 +9,7 @@ from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.activation import gelu
+from keras_dualstream.ops.channels import split_channels
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -84,12 +85,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
     def _neighbours(self, h):
         if len(self.depthwise) == 1:
             return self.depthwise[0](h)
-        outputs, start = [], 0
-        # Slices, because `ops.split` at given places leaves sizes open to PyTorch's exporter.
-        for layer, width in zip(self.depthwise, self.part_channels, strict=True):
-            outputs.append(layer(h[..., start : start + width]))
-            start += width
-        return ops.concatenate(outputs, axis=-1)
+        parts = split_channels(h, self.part_channels)
+        return ops.concatenate([layer(part) for layer, part in zip(self.depthwise, parts, strict=True)], axis=-1)
 
     def compute_output_shape(self, input_shape):
         return input_shape
