@@ -1,15 +1,18 @@
 """A convolution and the batch normalisation behind it as one."""
 
+import keras
 from keras import ops
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
+from keras_dualstream.ops.compiler import watched_by_pytorch
 
 
 def normalized(norm, convolution, x, training=None):
     """`norm(convolution(x))`; at inference as one convolution, of kernel `k · s` and bias `b · s + t`.
 
     `s` and `t` are the scale and shift of the normalisation. In half precision
-    the product would round the kernel, so both run one after the other there.
+    the product would round the kernel, so both run one after the other there, as
+    where something else is to happen when one of them is called.
 
     Args:
         norm: `BatchNormalization`.
@@ -20,8 +23,7 @@ def normalized(norm, convolution, x, training=None):
     Returns:
         Float tensor, as `convolution` gives it.
     """
-    exact = convolution.compute_dtype in ("float32", "float64")
-    if training or not exact or convolution.quantization_mode is not None:
+    if training or not _can_fold(norm, convolution, x):
         return norm(convolution(x), training=training)
     scale, shift = norm.scale_and_shift()
     kernel = ops.convert_to_tensor(convolution.kernel)
@@ -29,3 +31,12 @@ def normalized(norm, convolution, x, training=None):
     by_output = ops.reshape(scale, kernel.shape[-2:]) if isinstance(convolution, DepthwiseConv2D) else scale
     bias = shift if convolution.bias is None else ops.convert_to_tensor(convolution.bias) * scale + shift
     return convolution.convolve(x, kernel * by_output, bias)
+
+
+def _can_fold(norm, convolution, x):
+    """Whether map, kernel and statistics have one exact dtype, and both layers would do nothing but compute."""
+    tensors = (x, ops.convert_to_tensor(convolution.kernel))
+    dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+    dtypes |= {convolution.compute_dtype, norm.compute_dtype}
+    watched = watched_by_pytorch(norm) or watched_by_pytorch(convolution)
+    return dtypes in ({"float32"}, {"float64"}) and convolution.quantization_mode is None and not watched

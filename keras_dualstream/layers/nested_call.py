@@ -1,9 +1,9 @@
 """Calls of layers inside other layers, on PyTorch without what Keras looks at again at each of them."""
 
-import functools
-import inspect
-
 import keras
+from keras import ops
+
+from keras_dualstream.ops.compiler import watched_by_pytorch
 
 try:
     from keras.src.backend.common.global_state import get_global_attribute
@@ -25,18 +25,22 @@ class NestedCall:
     def __call__(self, *args, **kwargs):
         if keras.config.backend() != "torch" or get_global_attribute is None:
             return super().__call__(*args, **kwargs)
+        if watched_by_pytorch(self):
+            # A copy, because activations overwrite what they are given, and a hook may have kept it.
+            return keras.tree.map_structure(ops.copy, super().__call__(*args, **kwargs))
         context = get_global_attribute("current_call_ctx")
-        if context is None or not (_is_plain(self) and _has_plain_arguments(self, args, kwargs, context)):
+        training = getattr(context, "training", None)
+        if context is None or not (_is_plain(self) and _has_plain_arguments(self, args, kwargs, training)):
             return super().__call__(*args, **kwargs)
         if self.input_spec is not None:
             self._assert_input_compatibility(args[0])
-        if not _takes_training(type(self)):
+        if training is None or not self._call_has_training_arg:
             return self.call(*args)
-        return self.call(*args, training=getattr(context, "training", None))
+        return self.call(*args, training=training)
 
 
 def _is_plain(layer):
-    """Whether Keras and PyTorch would do no more with this layer than call it."""
+    """Whether Keras would do no more with this layer than call it."""
     scope = get_global_attribute("autocast_scope")
     variables_as = layer.variable_dtype if scope is None else scope.dtype
     return (
@@ -46,23 +50,13 @@ def _is_plain(layer):
         and layer.activity_regularizer is None
         and getattr(layer, "quantization_mode", None) is None
         and getattr(layer, "_remat_mode", None) is None
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and set(getattr(layer, "_call_context_args", ())) <= {"training"}
     )
 
 
-def _has_plain_arguments(layer, args, kwargs, context):
+def _has_plain_arguments(layer, args, kwargs, training):
     """Whether the arguments are tensors of the layer's dtype without masks, and the mode that of the layer around."""
-    import torch
-
     dtype = "torch." + layer.compute_dtype
-    if not args or any(name != "training" for name in kwargs):
+    if not args or not set(kwargs) <= {"training"} or kwargs.get("training", training) != training:
         return False
-    if kwargs.get("training") not in (None, getattr(context, "training", None)):
-        return False
-    return all(isinstance(x, torch.Tensor) and str(x.dtype) == dtype and not hasattr(x, "_keras_mask") for x in args)
-
-
-@functools.cache
-def _takes_training(layer_class):
-    return "training" in inspect.signature(layer_class.call).parameters
+    return all(ops.is_tensor(x) and str(x.dtype) == dtype and not hasattr(x, "_keras_mask") for x in args)

@@ -10,8 +10,8 @@ def split_channels(x, sizes):
     """The consecutive parts of the last axis.
 
     The gradient of a split is one concatenation; that of slices is a padded map
-    for each, and their sum: 200 of TransXNet-T's 2,730 ms a training step on JAX
-    (batch 8, two cores).
+    for each, and their sum: a training step of TransXNet-T took 2,730 ms instead of
+    2,310 on JAX (batch 8, two cores).
 
     Args:
         x: tensor `(..., channels)`.

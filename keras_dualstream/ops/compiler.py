@@ -42,6 +42,16 @@ def _has_gpu():
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def watched_by_pytorch(layer):
+    """Whether PyTorch does more than call a layer when it is called: runs hooks, or a compiled form of it."""
+    if keras.config.backend() != "torch":
+        return False
+    from torch.nn.modules import module
+
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or layer._compiled_call_impl is not None or bool(module._has_any_global_hook())
+
+
 def exporting_to_litert():
     """Whether Keras' LiteRT exporter traces the operations that follow."""
     return _called_from(LITERT_EXPORTER)

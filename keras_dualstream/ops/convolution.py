@@ -26,8 +26,8 @@ def conv2d(x, kernel, bias, strides, zeros):
         bias = bias if bias is None else ops.convert_to_tensor(bias)
         return pytorch_conv2d(x, kernel, bias, strides, ((zeros, zeros),) * 2)
     if keras.config.backend() == "jax" and xla_on_cpu():
-        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
-        y = jax_conv2d(x, kernel, strides, zeros)
+        kernel = ops.convert_to_tensor(kernel)
+        y = jax_conv2d(ops.convert_to_tensor(x, dtype=kernel.dtype), kernel, strides, zeros)
         return y if bias is None else y + bias
     padding = "valid"
     if tuple(strides) == (1, 1) and tuple(kernel.shape[:2]) == (2 * zeros + 1,) * 2:

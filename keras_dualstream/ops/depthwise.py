@@ -108,8 +108,8 @@ def dynamic_depthwise_conv2d(x, kernel, strides=(1, 1), padding="same"):
         taps = ops.transpose(kernel, (1, 2, 0, 3))
         zeros = _zeros(ops.shape(x)[1:3], kernel.shape[1:3], strides, padding, (1, 1))
         return shifted_products(x, taps, strides, zeros, (1, 1))
-    # PyTorch's gradient of over 512 channels on a small map takes 3 to 8 times as long channels last; any other up to
-    # half as long.
+    # On small maps PyTorch's gradient takes 3 to 8 times as long channels last where the channels of all samples are
+    # over 512, and up to half as long where they are fewer.
     if keras.config.backend() == "torch" and x.shape[1] * x.shape[2] < 400 and x.shape[0] * x.shape[3] > 512:
         return _batch_in_first_channels(x, kernel, strides, padding)
     return _batch_in_channels(x, kernel, strides, padding)

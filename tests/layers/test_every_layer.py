@@ -118,6 +118,19 @@ def test_shape_is_known_before_it_is_computed(name, batch):
     assert shapes == [tuple(output.shape) for output in flat(compiled(layer)(*arrays))]
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="the tensors of the others cannot be overwritten")
+def test_the_inputs_stay_as_they_were(name):
+    layer, arrays = make(name)
+    # No gradient is wanted then, so that activations overwrite what they are given.
+    layer.trainable = False
+    inputs = [ops.convert_to_tensor(array) for array in arrays]
+    outputs = flat(layer(*inputs))
+    before = [to_numpy(output).copy() for output in outputs]
+    layer(*inputs)
+    for tensor, expected in zip([*inputs, *outputs], [*arrays, *before], strict=True):
+        np.testing.assert_array_equal(to_numpy(tensor), expected)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_works_alone_in_a_functional_model_that_saves(name, dynamic, tmp_path):
     layer, arrays = make(name)

@@ -8,6 +8,7 @@ from helpers import to_numpy
 from keras import ops
 
 from keras_dualstream.layers import DepthwiseConv2D
+from keras_dualstream.layers import PatchEmbedding
 from keras_dualstream.layers.convolution import Conv2D
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import Dense
@@ -23,11 +24,11 @@ CONVOLUTIONS = {
 }
 
 
-def make(convolution, dtype, use_bias=True, **options):
+def make(convolution, dtype, use_bias=True, norm_dtype=None, **options):
     """A convolution and a normalisation with weights that are not their first ones, and a map."""
     rng = np.random.default_rng(0)
     convolution = CONVOLUTIONS[convolution](use_bias=use_bias, dtype=dtype)
-    norm = BatchNormalization(epsilon=1e-3, dtype=dtype, **options)
+    norm = BatchNormalization(epsilon=1e-3, dtype=norm_dtype or dtype, **options)
     x = ops.convert_to_tensor(rng.normal(size=(2, 5, 7, 4)), dtype=convolution.compute_dtype)
     norm(convolution(x))
     for layer in (convolution, norm):
@@ -59,11 +60,41 @@ def test_training_uses_and_updates_the_statistics():
     np.testing.assert_array_equal(y, to_numpy(other_norm(other(x), training=True)))
 
 
-def test_half_precision_does_not_round_the_kernel_twice():
-    norm, layer, x = make("depthwise", "mixed_bfloat16")
-    np.testing.assert_array_equal(
-        to_numpy(ops.cast(normalized(norm, layer, x), "float32")), to_numpy(ops.cast(norm(layer(x)), "float32"))
-    )
+def test_runs_one_convolution(monkeypatch):
+    norm, layer, x = make("depthwise", "float32")
+    monkeypatch.setattr(type(norm), "call", None)
+    normalized(norm, layer, x)
+
+
+@pytest.mark.parametrize("norm_dtype", ["mixed_bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float32"])
+@pytest.mark.parametrize("convolution", CONVOLUTIONS)
+def test_policies_that_round_run_both_in_turn(convolution, dtype, norm_dtype):
+    if dtype == norm_dtype == "float32":
+        dtype = "bfloat16"
+    norm, layer, x = make(convolution, dtype, norm_dtype=norm_dtype)
+    for given in (x, ops.cast(x, "float32")):
+        found, expected = (ops.cast(y, "float32") for y in (normalized(norm, layer, given), norm(layer(given))))
+        np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
+def test_a_kernel_that_the_layer_around_rounds():
+    around = PatchEmbedding(6, normalization="batch", dtype="mixed_bfloat16")
+    x = ops.cast(np.random.default_rng(0).normal(size=(1, 16, 16, 3)), "bfloat16")
+    around(x)
+    around.projection.dtype_policy = "float32"
+    assert np.isfinite(to_numpy(ops.cast(around(x, training=False), "float32"))).all()
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="hooks are PyTorch's")
+def test_hooks_of_both_layers_run():
+    norm, layer, x = make("linear", "float32")
+    for part in (norm, layer):
+        seen = []
+        hook = part.register_forward_hook(lambda *arguments, seen=seen: seen.append(arguments))
+        normalized(norm, layer, x)
+        hook.remove()
+        assert len(seen) == 1
 
 
 def test_quantised_layers_stay_so():

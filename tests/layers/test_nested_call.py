@@ -43,6 +43,12 @@ def long_way(monkeypatch):
     return called
 
 
+def torch_module():
+    from torch.nn.modules import module
+
+    return module
+
+
 def images(channels=8, dtype="float32"):
     return ops.convert_to_tensor(np.random.default_rng(0).normal(size=(2, 6, 5, channels)).astype(dtype))
 
@@ -93,27 +99,72 @@ def test_another_mode_than_the_layer_around():
     assert not np.any(ops.convert_to_numpy(inner.moving_mean))
 
 
-def test_what_goes_the_long_way(long_way):
-    hooked, regular, quantized, other_dtype = Dense(4), Dense(4, activity_regularizer="l2"), Dense(4), Dense(4)
-    outers = [Outer(inner) for inner in (hooked, regular, quantized, other_dtype)]
-    for outer in outers:
-        outer.build((2, 6, 5, 8))
-    seen = []
-    hooked.register_forward_hook(lambda *arguments: seen.append(arguments))
-    quantized.quantize("int8", type_check=False)
-    other_dtype.dtype_policy = "mixed_bfloat16"
-    for outer in outers:
-        outer(images())
-        assert long_way[-1] is outer.inner
-    assert seen
-    assert outers[1].losses
+def test_none_is_a_mode_too():
+    inner = BatchNormalization(momentum=0.5)
+    Outer(inner, {"training": None})(images(), training=True)
+    assert not np.any(ops.convert_to_numpy(inner.moving_mean))
+
+
+def add_hook(layer):
+    layer.register_forward_hook(lambda *arguments: None)
+
+
+def give_another_policy(layer):
+    layer.dtype_policy = "mixed_bfloat16"
+
+
+WATCHED = {
+    "hook": add_hook,
+    "quantised": lambda layer: layer.quantize("int8", type_check=False),
+    "another policy": give_another_policy,
+    "compiled": lambda layer: layer.compile(backend="eager"),
+    "another argument of the context": lambda layer: layer._register_call_context_args("mode"),
+}
+
+
+@pytest.mark.parametrize("change", WATCHED)
+def test_goes_the_long_way(change, long_way):
+    outer = Outer(Dense(4))
+    outer.build((2, 6, 5, 8))
+    WATCHED[change](outer.inner)
+    outer(images())
+    assert outer.inner in long_way
+
+
+def test_global_hooks_see_every_layer(long_way):
+    outer = Outer(Dense(4))
+    outer(images())
+    long_way.clear()
+    hook = torch_module().register_module_forward_hook(lambda *arguments: None)
+    outer(images())
+    hook.remove()
+    assert long_way == [outer, outer.inner]
+
+
+def test_losses_of_outputs_count():
+    outer = Outer(Dense(4, activity_regularizer="l2"))
+    outer(images())
+    assert outer.losses
+
+
+def test_masks_are_warned_of(long_way):
     masked = images()
     keras.src.backend.common.masking.set_keras_mask(masked, ops.ones((2, 6)))
-    plain = Dense(4)
-    outer = Outer(plain)
+    outer = Outer(Dense(4))
     with pytest.warns(UserWarning, match="mask"):
         outer(masked)
-    assert long_way[-1] is plain
+    assert long_way[-1] is outer.inner
+
+
+def test_what_a_hook_keeps_is_not_overwritten():
+    feed_forward = layers.FeedForward()
+    outer = Outer(feed_forward)
+    outer.build((2, 6, 5, 8))
+    outer.trainable = False
+    kept = []
+    feed_forward.expand.register_forward_hook(lambda layer, arguments, y: kept.append((y, y.clone())))
+    outer(images())
+    np.testing.assert_array_equal(*(ops.convert_to_numpy(y) for y in kept[0]))
 
 
 def test_wrong_channels_get_keras_error():
