@@ -17,6 +17,10 @@ WARM_UP = 2
 # Between two workers' steps: idle threads of the one before stop spinning.
 PAUSE = 0.02
 
+# Steps of a turn before the one that counts. What a step leaves free goes back to the host of a virtual machine while
+# the others take their turns; to fetch it again made JAX' training steps half as long again.
+SETTLE = 1
+
 
 class WorkerError(Exception):
     """A worker failed, died, or took too long."""
@@ -128,7 +132,7 @@ def measure_group(subjects, settings, reference, seconds, limit, log):
             if _ask(process, ("build", "first_call", *["step"] * WARM_UP), cells, limit):
                 ready.append(process)
         total = sum(cells[process.subject.key].pop("seconds") for process in ready) or 1.0
-        rounds = min(max(round(seconds * len(ready) / total), FEWEST_ROUNDS), MOST_ROUNDS)
+        rounds = min(max(round(seconds * len(ready) / (total * (SETTLE + 1))), FEWEST_ROUNDS), MOST_ROUNDS)
         for process in ready:
             cells[process.subject.key]["seconds"] = []
         for _ in range(rounds):
@@ -151,10 +155,10 @@ def _ask(process, requests, cells, limit):
 
 
 def _take_turn(process, cells, limit):
-    """One timed step of a worker; tells whether it is well."""
+    """A turn of a worker, whose last step counts; tells whether it is well."""
     time.sleep(PAUSE)
     seconds = cells[process.subject.key]["seconds"]
-    well = _ask(process, ["step"], cells, limit)
+    well = _ask(process, ["step"] * (SETTLE + 1), cells, limit)
     if well:
         cells[process.subject.key]["seconds"] = [*seconds, cells[process.subject.key]["seconds"]]
     return well
