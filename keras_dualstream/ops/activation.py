@@ -1,8 +1,9 @@
 """Activations of a layer's own intermediate results.
 
-On PyTorch they overwrite what they are given where no gradient is wanted: a new
-map is new memory, which the system clears page by page (GELU of 8 × 56 × 56 × 256
-on two cores: 7.1 ms in new memory, 1.6 in place).
+On PyTorch they overwrite what they are given where no gradient is wanted: among
+other maps a new one is often new memory, which the system clears page by page
+(inference on one core, batch 8: DS-Net-S 776 ms instead of 832, DFvT-T 105 instead
+of 106).
 """
 
 import math
