@@ -8,6 +8,7 @@ from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.activation import gelu
+from keras_dualstream.ops.recompute import recomputed
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -78,7 +79,7 @@ class FeedForward(NestedCall, keras.layers.Layer):
         x = self.expand(x)
         if self.depthwise is not None:
             x = self.depthwise(x)
-        return self.reduce(self.activation(x))
+        return recomputed(lambda x: self.reduce(self.activation(x)))(x)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -43,6 +43,10 @@ class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
     """
 
     def call(self, inputs):
+        if self.compute_dtype == "float32" and keras.config.backend() == "jax":
+            from keras_dualstream.ops.jax_kernels import jax_normalize
+            mean, variance = ops.moments(ops.stop_gradient(inputs), -1, keepdims=True)
+            return jax_normalize(inputs, mean, variance, self.gamma, self.beta, self.epsilon)
         if self.compute_dtype != "float64":
             return super().call(inputs)
         mean = mean_of(inputs, axis=-1, keepdims=True)

@@ -1,6 +1,7 @@
 """DFvT: attention of a downsampled context, details fused in by a second stream."""
 
 import keras
+from keras_dualstream.ops.activation import silu
 
 from keras_dualstream.layers.context_module import BRANCHES
 from keras_dualstream.layers.context_module import ContextModule
@@ -138,7 +139,7 @@ def _stem(x, embed_dim, dtype):
         x = PatchEmbedding(channels, normalization="batch", use_bias=True, name=f"stem_embedding{index}", dtype=dtype)(
             x
         )
-        x = keras.layers.Activation("silu", name=f"stem_silu{index}", dtype=dtype)(x)
+        x = keras.layers.Activation(silu, name=f"stem_silu{index}", dtype=dtype)(x)
     return x
 
 

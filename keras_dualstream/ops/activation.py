@@ -14,6 +14,7 @@ from keras import ops
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.pytorch_kernels import pytorch_gelu
 from keras_dualstream.ops.pytorch_kernels import pytorch_silu
+from keras_dualstream.ops.recompute import recomputed
 
 
 def gelu(x):
@@ -52,4 +53,4 @@ def silu(x):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_silu(x)
-    return ops.silu(x)
+    return recomputed(lambda x: x * (0.5 + 0.5 * ops.tanh(0.5 * x)))(x)

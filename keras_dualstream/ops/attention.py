@@ -4,6 +4,8 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.jax_kernels import jax_attention
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
 
 
@@ -35,7 +37,9 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on
         # TensorFlow.
         query = query * query.shape[-1] ** -0.5
-        if dropout is not None or _has_no_kernel(query):
+        if keras.config.backend() == "jax" and dropout is None and xla_on_cpu() and query.dtype == "float32":
+            output = jax_attention(query, key, value, bias)
+        elif dropout is not None or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
         else:
             output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0)

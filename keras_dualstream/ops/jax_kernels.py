@@ -1,6 +1,7 @@
 """Convolution on JAX with what XLA is slow at on CPU written as it is fast at."""
 
 import functools
+import math
 
 
 def jax_conv2d(x, kernel, strides, zeros):
@@ -109,3 +110,109 @@ def _every(x, start, stride, count, axis):
     from jax import lax
 
     return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
+
+
+def jax_normalize(x, mean, variance, gamma, beta, epsilon):
+    """`(x - mean) / √(variance + epsilon) · gamma + beta` by the mean and variance of `x` itself."""
+    import jax.numpy as jnp
+
+    channels = x.shape[-1]
+    gamma = jnp.ones(channels, x.dtype) if gamma is None else jnp.asarray(gamma)
+    beta = jnp.zeros(channels, x.dtype) if beta is None else jnp.asarray(beta)
+    return _normalize(epsilon)(x, mean, variance, gamma, beta)
+
+
+@functools.cache
+def _normalize(epsilon):
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def compute(x, mean, variance, gamma, beta):
+        inverse = lax.rsqrt(variance + epsilon)
+        scale = inverse * gamma
+        return x * scale + (beta - mean * scale), inverse
+
+    @jax.custom_vjp
+    def normalize(*tensors):
+        return compute(*tensors)[0]
+
+    def forward(x, mean, variance, gamma, beta):
+        y, inverse = compute(x, mean, variance, gamma, beta)
+        return y, (x, mean, inverse, gamma)
+
+    def backward(saved, upstream):
+        x, mean, inverse, gamma = saved
+        axes = tuple(axis for axis in range(x.ndim) if mean.shape[axis] == 1)
+        others = tuple(range(x.ndim - 1))
+        x = (x - mean) * inverse
+        for_beta, for_gamma = jnp.sum(upstream, others), jnp.sum(upstream * x, others)
+        count = math.prod(x.shape[axis] for axis in axes)
+        if axes == others:
+            of_given, of_product = for_beta * gamma, for_gamma * gamma
+        else:
+            given = upstream * gamma
+            of_given, of_product = jnp.sum(given, axes, keepdims=True), jnp.sum(given * x, axes, keepdims=True)
+        for_x = inverse * (upstream * gamma - of_given / count - x * (of_product / count))
+        nothing = jnp.zeros_like(mean)
+        return for_x, nothing, nothing, for_gamma, for_beta
+
+    normalize.defvjp(forward, backward)
+    return normalize
+
+
+def jax_attention(query, key, value, bias=None):
+    """Attention of scaled queries, `softmax(q kᵀ + bias) v`, whose backward pass computes the weights anew."""
+    return _attention()(query, key, value, bias)
+
+
+@functools.cache
+def _attention():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def scores_of(query, key, bias):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.promote_types(query.dtype, "float32"))
+        return scores if bias is None else scores + bias.astype(scores.dtype)
+
+    def compute(query, key, value, bias):
+        scores = scores_of(query, key, bias)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        output = jnp.einsum("bhqk,bkhd->bqhd", (weights / total).astype(value.dtype), value)
+        return output, largest + jnp.log(total)
+
+    @jax.custom_vjp
+    def attend(query, key, value, bias):
+        return compute(query, key, value, bias)[0]
+
+    def forward(query, key, value, bias):
+        output, normalizer = compute(query, key, value, bias)
+        return output, (query, key, value, bias, output, normalizer)
+
+    def backward(saved, upstream):
+        query, key, value, bias, output, normalizer = saved
+        query = query + (0 * upstream[0, 0, 0, 0]).astype(query.dtype)
+        weights = jnp.exp(scores_of(query, key, bias) - normalizer)
+        exact = weights.dtype
+        for_weights = jnp.einsum("bqhd,bkhd->bhqk", upstream, value, preferred_element_type=exact)
+        mean = jnp.sum(upstream.astype(exact) * output.astype(exact), axis=-1)
+        for_scores = weights * (for_weights - jnp.swapaxes(mean, 1, 2)[..., None])
+        half = for_scores.astype(query.dtype)
+        for_query = jnp.einsum("bhqk,bkhd->bqhd", half, key)
+        for_key = jnp.einsum("bhqk,bqhd->bkhd", half, query)
+        for_value = jnp.einsum("bhqk,bqhd->bkhd", weights.astype(upstream.dtype), upstream)
+        for_bias = None if bias is None else _sum_to(for_scores, bias)
+        return for_query, for_key, for_value, for_bias
+
+    attend.defvjp(forward, backward)
+    return attend
+
+
+def _sum_to(x, like):
+    import jax.numpy as jnp
+
+    axes = tuple(axis for axis, size in enumerate(like.shape) if size == 1)
+    return jnp.sum(x, axis=axes, keepdims=True).astype(like.dtype)

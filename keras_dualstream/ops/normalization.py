@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
+from keras_dualstream.ops.jax_kernels import jax_normalize
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
@@ -54,7 +55,11 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon):
         mean = mean_of(x, axis=axes)
         variance = mean_of(ops.square(x - mean), axis=axes)
     else:
-        mean, variance = ops.moments(x, axes)
+        mean, variance = ops.moments(ops.stop_gradient(x) if keras.config.backend() == "jax" else x, axes)
+        if keras.config.backend() == "jax":
+            like = (1,) * len(axes) + (-1,)
+            y = jax_normalize(x, ops.reshape(mean, like), ops.reshape(variance, like), gamma, beta, epsilon)
+            return y, mean, variance
     return _by_channel(x, mean, variance, gamma, beta, epsilon), mean, variance
 
 
@@ -74,7 +79,9 @@ def group_normalization(x, gamma, beta, epsilon):
         return pytorch_group_normalization(x, gamma, beta, epsilon)
     axes = tuple(range(1, len(x.shape)))
     mean = mean_of(x, axes, keepdims=True)
-    variance = mean_of(ops.square(x - mean), axes, keepdims=True)
+    variance = mean_of(ops.square(ops.stop_gradient(x) - mean), axes, keepdims=True)
+    if keras.config.backend() == "jax":
+        return jax_normalize(x, mean, variance, gamma, beta, epsilon)
     return _by_channel(x, mean, variance, gamma, beta, epsilon)
 
 
