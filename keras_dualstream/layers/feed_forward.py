@@ -1,5 +1,7 @@
 """Feed-forward network of a transformer block."""
 
+import math
+
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
@@ -8,7 +10,7 @@ from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.activation import gelu
-from keras_dualstream.ops.recompute import recomputed
+from keras_dualstream.ops.pieces import in_pieces
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -76,10 +78,14 @@ class FeedForward(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x):
+        elements = 0 if None in x.shape else math.prod(x.shape[:-1]) * self.expand.units
+        return in_pieces(self._forward, elements, x)
+
+    def _forward(self, x):
         x = self.expand(x)
         if self.depthwise is not None:
             x = self.depthwise(x)
-        return recomputed(lambda x: self.reduce(self.activation(x)))(x)
+        return self.reduce(self.activation(x))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,11 +1,14 @@
 """Scaled dot-product attention over heads."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.jax_kernels import jax_attention
+from keras_dualstream.ops.pieces import in_pieces
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
 
 
@@ -37,8 +40,8 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on
         # TensorFlow.
         query = query * query.shape[-1] ** -0.5
-        if keras.config.backend() == "jax" and dropout is None and xla_on_cpu() and query.dtype == "float32":
-            output = jax_attention(query, key, value, bias)
+        if dropout is None and keras.config.backend() == "jax" and xla_on_cpu() and _is_exact(query):
+            output = _attend_on_jax(query, key, value, bias)
         elif dropout is not None or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
         else:
@@ -49,6 +52,19 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
 def _split_heads(tokens, num_heads):
     channels = tokens.shape[-1]
     return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, channels // num_heads))
+
+
+def _attend_on_jax(query, key, value, bias):
+    query, key, value = (ops.convert_to_tensor(each) for each in (query, key, value))
+    if bias is not None and bias.shape[0] != 1:
+        return jax_attention(query, key, value, bias)
+    sizes = (*query.shape[:3], key.shape[1])
+    scores = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+    return in_pieces(lambda *tensors: jax_attention(*tensors, bias), scores, query, key, value)
+
+
+def _is_exact(x):
+    return keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
 
 
 def _has_no_kernel(x):

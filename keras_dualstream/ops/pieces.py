@@ -1,0 +1,45 @@
+"""A few samples at a time on JAX, so that intermediate results stay in the cache and are not kept."""
+
+import keras
+
+from keras_dualstream.ops.compiler import xla_on_cpu
+
+# Elements of the largest intermediate result up to which all samples go at once, and of a piece of it.
+AT_ONCE = 2**21
+PIECE = 2**20
+
+
+def in_pieces(function, elements, *tensors):
+    """`function(*tensors)`; where that is large, on JAX, some samples after the other.
+
+    XLA has one buffer for all intermediate results of a model and gives it back
+    after every step, so that the system clears each page again: a third of
+    Dual-ViT-S's training step on two cores. Here the pieces share a few pages, and
+    the backward pass computes each piece anew.
+
+    Args:
+        function: function of tensors, sample by sample, of one result.
+        elements: int. Elements of its largest intermediate result, all samples together.
+        *tensors: float tensors `(batch, ...)`.
+
+    Returns:
+        Tensor `(batch, ...)`.
+    """
+    batch = tensors[0].shape[0]
+    if not isinstance(batch, int) or batch == 1 or elements <= AT_ONCE or not _traced_by_jax(tensors[0]):
+        return function(*tensors)
+    import jax
+
+    count = next(n for n in range(2, batch + 1) if batch % n == 0 and (elements <= n * PIECE or n == batch))
+    pieces = tuple(tensor.reshape(count, batch // count, *tensor.shape[1:]) for tensor in tensors)
+    results = jax.lax.map(lambda piece: jax.checkpoint(function)(*piece), pieces)
+    return results.reshape(batch, *results.shape[2:])
+
+
+def _traced_by_jax(x):
+    """Whether JAX traces for a CPU; called one by one, operations would be compiled at each call."""
+    if keras.config.backend() != "jax" or not xla_on_cpu():
+        return False
+    import jax
+
+    return isinstance(x, jax.core.Tracer)
