@@ -60,7 +60,7 @@ def _attend_on_jax(query, key, value, bias):
         return jax_attention(query, key, value, bias)
     sizes = (*query.shape[:3], key.shape[1])
     scores = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
-    return in_pieces(lambda *tensors: jax_attention(*tensors, bias), scores, query, key, value)
+    return in_pieces(lambda *tensors: jax_attention(*tensors, bias), scores, query, key, value, recompute=False)
 
 
 def _is_exact(x):

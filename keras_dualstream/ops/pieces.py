@@ -9,18 +9,18 @@ AT_ONCE = 2**21
 PIECE = 2**20
 
 
-def in_pieces(function, elements, *tensors):
+def in_pieces(function, elements, *tensors, recompute=True):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
 
     XLA has one buffer for all intermediate results of a model and gives it back
     after every step, so that the system clears each page again: a third of
-    Dual-ViT-S's training step on two cores. Here the pieces share a few pages, and
-    the backward pass computes each piece anew.
+    Dual-ViT-S's training step on two cores. Here the pieces share a few pages.
 
     Args:
         function: function of tensors, sample by sample, of one result.
         elements: int. Elements of its largest intermediate result, all samples together.
         *tensors: float tensors `(batch, ...)`.
+        recompute: bool. Whether the backward pass of each piece starts with its forward pass. Defaults to `True`.
 
     Returns:
         Tensor `(batch, ...)`.
@@ -32,7 +32,8 @@ def in_pieces(function, elements, *tensors):
 
     count = next(n for n in range(2, batch + 1) if batch % n == 0 and (elements <= n * PIECE or n == batch))
     pieces = tuple(tensor.reshape(count, batch // count, *tensor.shape[1:]) for tensor in tensors)
-    results = jax.lax.map(lambda piece: jax.checkpoint(function)(*piece), pieces)
+    function = jax.checkpoint(function) if recompute else function
+    results = jax.lax.map(lambda piece: function(*piece), pieces)
     return results.reshape(batch, *results.shape[2:])
 
 
