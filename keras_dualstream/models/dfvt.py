@@ -1,7 +1,6 @@
 """DFvT: attention of a downsampled context, details fused in by a second stream."""
 
 import keras
-from keras_dualstream.ops.activation import silu
 
 from keras_dualstream.layers.context_module import BRANCHES
 from keras_dualstream.layers.context_module import ContextModule
@@ -16,6 +15,7 @@ from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
 from keras_dualstream.models.classifier import make_builder
 from keras_dualstream.models.image_input import ImageOptions
+from keras_dualstream.ops.activation import silu
 
 VARIANTS = {
     "DFvTT": dict(embed_dim=48, depths=(1, 1, 2, 1), num_heads=(3, 6, 12, 24), mlp_ratio=4.0, drop_path_rate=0.0),

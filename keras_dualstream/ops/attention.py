@@ -1,15 +1,20 @@
 """Scaled dot-product attention over heads."""
 
+import functools
 import math
 
 import keras
 from keras import ops
 
-from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.jax_kernels import jax_attention
 from keras_dualstream.ops.pieces import in_pieces
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
+
+# On JAX, scores of all samples up to which they are computed at once: in pieces 1.6 million (batch 8, 4 heads, 784
+# queries, 64 keys) take 3.4 ms instead of 1.8, 5.4 million (10 heads, 260 queries and keys) 12.8 instead of 17.3.
+SCORES_AT_ONCE = 2**21
 
 
 def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
@@ -60,7 +65,8 @@ def _attend_on_jax(query, key, value, bias):
         return jax_attention(query, key, value, bias)
     sizes = (*query.shape[:3], key.shape[1])
     scores = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
-    return in_pieces(lambda *tensors: jax_attention(*tensors, bias), scores, query, key, value, recompute=False)
+    attend = functools.partial(jax_attention, bias=bias)
+    return in_pieces(attend, scores, query, key, value, at_once=SCORES_AT_ONCE, recompute=False)
 
 
 def _is_exact(x):

@@ -32,10 +32,3 @@ def mean(x, axis, keepdims=False):
     axes = (axis,) if isinstance(axis, int) else axis
     count = math.prod(ops.shape(x)[i] for i in axes)
     return ops.sum(x, axis=axis, keepdims=keepdims) / ops.cast(count, "float64")
-
-
-def normalize(x, mean, variance, gamma, beta, epsilon):
-    """`(x - mean) / √(variance + epsilon) · gamma + beta`, for float64."""
-    x = (x - mean) * ops.rsqrt(variance + epsilon)
-    x = x if gamma is None else x * ops.convert_to_tensor(gamma)
-    return x if beta is None else x + ops.convert_to_tensor(beta)

@@ -1,9 +1,10 @@
-"""Batch and group normalisation with one kernel per backend."""
+"""Batch, layer and group normalisation with one kernel per backend."""
 
 import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
+from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.jax_kernels import jax_normalize
@@ -50,17 +51,25 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon):
         return pytorch_batch_normalization(x, gamma, beta, epsilon)
     if _has_tensorflow_kernel(x):
         return tensorflow_batch_normalization(x, gamma, beta, epsilon)
-    axes = tuple(range(len(x.shape) - 1))
-    if is_float64(x):
-        mean = mean_of(x, axis=axes)
-        variance = mean_of(ops.square(x - mean), axis=axes)
-    else:
-        mean, variance = ops.moments(ops.stop_gradient(x) if keras.config.backend() == "jax" else x, axes)
-        if keras.config.backend() == "jax":
-            like = (1,) * len(axes) + (-1,)
-            y = jax_normalize(x, ops.reshape(mean, like), ops.reshape(variance, like), gamma, beta, epsilon)
-            return y, mean, variance
-    return _by_channel(x, mean, variance, gamma, beta, epsilon), mean, variance
+    y, mean, variance = _normalize(x, tuple(range(len(x.shape) - 1)), gamma, beta, epsilon)
+    return y, ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
+
+
+def layer_normalization(x, gamma, beta, epsilon):
+    """Normalisation of each position over its channels, computed in at least float32.
+
+    Args:
+        x: float tensor `(..., channels)`.
+        gamma: float tensor `(channels,)` or `None`.
+        beta: float tensor `(channels,)` or `None`.
+        epsilon: float.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    dtype = "float64" if is_float64(x) else "float32"
+    exact, gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (x, gamma, beta))
+    return ops.cast(_normalize(exact, (-1,), gamma, beta, epsilon)[0], x.dtype)
 
 
 def group_normalization(x, gamma, beta, epsilon):
@@ -77,12 +86,18 @@ def group_normalization(x, gamma, beta, epsilon):
     """
     if keras.config.backend() == "torch":
         return pytorch_group_normalization(x, gamma, beta, epsilon)
-    axes = tuple(range(1, len(x.shape)))
-    mean = mean_of(x, axes, keepdims=True)
-    variance = mean_of(ops.square(ops.stop_gradient(x) - mean), axes, keepdims=True)
-    if keras.config.backend() == "jax":
-        return jax_normalize(x, mean, variance, gamma, beta, epsilon)
-    return _by_channel(x, mean, variance, gamma, beta, epsilon)
+    return _normalize(x, tuple(range(1, len(x.shape))), gamma, beta, epsilon)[0]
+
+
+def _normalize(x, axes, gamma, beta, epsilon):
+    """Normalises by mean and (biased) variance over some axes, and returns them too, these axes being of size 1."""
+    by_jax = keras.config.backend() == "jax" and xla_on_cpu()
+    # The gradient that `jax_normalize` gives to `x` has that of the statistics in it.
+    measured = ops.stop_gradient(x) if by_jax else x
+    mean = mean_of(measured, axes, keepdims=True)
+    variance = mean_of(ops.square(measured - mean), axes, keepdims=True)
+    normalize = jax_normalize if by_jax else _by_channel
+    return normalize(x, mean, variance, gamma, beta, epsilon), mean, variance
 
 
 def _has_tensorflow_kernel(x):

@@ -4,12 +4,11 @@ import keras
 
 from keras_dualstream.ops.compiler import xla_on_cpu
 
-# Elements of the largest intermediate result up to which all samples go at once, and of a piece of it.
-AT_ONCE = 2**21
+# Elements of the largest intermediate result of a piece.
 PIECE = 2**20
 
 
-def in_pieces(function, elements, *tensors, recompute=True):
+def in_pieces(function, elements, *tensors, at_once=PIECE, recompute=True):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
 
     XLA has one buffer for all intermediate results of a model and gives it back
@@ -20,13 +19,14 @@ def in_pieces(function, elements, *tensors, recompute=True):
         function: function of tensors, sample by sample, of one result.
         elements: int. Elements of its largest intermediate result, all samples together.
         *tensors: float tensors `(batch, ...)`.
+        at_once: int. Elements up to which all samples go at once. Defaults to `2**20`.
         recompute: bool. Whether the backward pass of each piece starts with its forward pass. Defaults to `True`.
 
     Returns:
         Tensor `(batch, ...)`.
     """
     batch = tensors[0].shape[0]
-    if not isinstance(batch, int) or batch == 1 or elements <= AT_ONCE or not _traced_by_jax(tensors[0]):
+    if not isinstance(batch, int) or batch == 1 or elements <= at_once or not _traced_by_jax(tensors[0]):
         return function(*tensors)
     import jax
 

@@ -1,0 +1,85 @@
+"""In pieces, a function gives what it gives at once, and so do its gradients."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from helpers import to_numpy
+
+from keras_dualstream.layers.feed_forward import FeedForward
+from keras_dualstream.ops import attention
+from keras_dualstream.ops import pieces
+from keras_dualstream.ops.attention import multi_head_attention
+
+pytestmark = pytest.mark.skipif(keras.config.backend() != "jax", reason="only JAX computes in pieces")
+
+
+def value_and_gradients(function, *arrays):
+    """The compiled function and the gradients of its weighted sum; anew, since the limits are read while tracing."""
+    import jax
+    import jax.numpy as jnp
+
+    weights = np.random.default_rng(9).standard_normal(jax.eval_shape(function, *arrays).shape).astype("float32")
+
+    def total(*arrays):
+        y = function(*arrays)
+        return jnp.sum(y * weights), y
+
+    run = jax.jit(jax.grad(total, argnums=tuple(range(len(arrays))), has_aux=True))
+    return jax.tree.map(np.asarray, run(*arrays))
+
+
+def has_loop(function, *arrays):
+    import jax
+
+    return "scan[" in str(jax.make_jaxpr(lambda *arrays: function(*arrays))(*arrays))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 6])
+def test_feed_forward(batch, monkeypatch):
+    layer = FeedForward(2.0, kernel_size=3)
+    x = np.random.default_rng(0).standard_normal((batch, 5, 7, 4)).astype("float32")
+    layer.build(x.shape)
+
+    def forward(x, *weights):
+        return layer.stateless_call(weights, [], x)[0]
+
+    arrays = (x, *(to_numpy(weight) for weight in layer.weights))
+    at_once = value_and_gradients(forward, *arrays)
+    assert not has_loop(forward, *arrays)
+    # Two samples a piece where that divides the batch.
+    monkeypatch.setattr(pieces, "PIECE", 2 * 5 * 7 * 8)
+    monkeypatch.setattr(pieces.in_pieces, "__kwdefaults__", {**pieces.in_pieces.__kwdefaults__, "at_once": 0})
+    assert has_loop(forward, *arrays)
+    in_pieces = value_and_gradients(forward, *arrays)
+    for found, expected in zip(in_pieces[0], at_once[0], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(in_pieces[1], at_once[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (4, 1, 1, 7)])
+def test_attention(bias_shape, monkeypatch):
+    rng = np.random.default_rng(1)
+    shapes = [(4, 5, 6), (4, 7, 6), (4, 7, 6)] + ([] if bias_shape is None else [bias_shape])
+    arrays = [rng.standard_normal(shape).astype("float32") for shape in shapes]
+    attend = functools.partial(multi_head_attention, num_heads=2)
+
+    def forward(query, key, value, bias=None):
+        return attend(query, key, value, bias=bias)
+
+    at_once = value_and_gradients(forward, *arrays)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 0)
+    # A bias per sample goes along with no piece.
+    assert has_loop(forward, *arrays) == (bias_shape is None or bias_shape[0] == 1)
+    in_pieces = value_and_gradients(forward, *arrays)
+    for found, expected in zip((*in_pieces[0], in_pieces[1]), (*at_once[0], at_once[1]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_called_without_a_trace_nothing_is_compiled_as_a_loop(monkeypatch):
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 0)
+    calls = []
+    monkeypatch.setattr("jax.lax.map", lambda *args: calls.append(args))
+    multi_head_attention(*np.ones((3, 2, 5, 4), "float32"), num_heads=2)
+    assert not calls
