@@ -1,7 +1,5 @@
 """Feed-forward network of a transformer block."""
 
-import math
-
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
@@ -78,8 +76,7 @@ class FeedForward(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x):
-        elements = 0 if None in x.shape else math.prod(x.shape[:-1]) * self.expand.units
-        return in_pieces(self._forward, elements, x)
+        return in_pieces(self._forward, (*x.shape[:-1], self.expand.units), x)
 
     def _forward(self, x):
         x = self.expand(x)

@@ -1,7 +1,6 @@
 """Scaled dot-product attention over heads."""
 
 import functools
-import math
 
 import keras
 from keras import ops
@@ -63,8 +62,7 @@ def _attend_on_jax(query, key, value, bias):
     query, key, value = (ops.convert_to_tensor(each) for each in (query, key, value))
     if bias is not None and bias.shape[0] != 1:
         return jax_attention(query, key, value, bias)
-    sizes = (*query.shape[:3], key.shape[1])
-    scores = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
+    scores = (*query.shape[:3], key.shape[1])
     attend = functools.partial(jax_attention, bias=bias)
     return in_pieces(attend, scores, query, key, value, at_once=SCORES_AT_ONCE, recompute=False)
 

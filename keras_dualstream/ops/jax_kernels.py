@@ -110,7 +110,8 @@ def _gradient_of_kernel(convolve, x, kernel, upstream):
         x, upstream = sample
         return total + of_samples(x[None], upstream[None]), None
 
-    if upstream[..., 0].size * kernel.shape[1] * kernel.shape[2] <= WINDOWS_AT_ONCE:
+    windows = (*upstream.shape[:3], *kernel.shape[1:3])
+    if not all(isinstance(size, int) for size in windows) or math.prod(windows) <= WINDOWS_AT_ONCE:
         return of_samples(x, upstream)
     return lax.scan(add, jnp.zeros_like(kernel), (x, upstream))[0]
 

@@ -1,5 +1,7 @@
 """A few samples at a time on JAX, so that intermediate results stay in the cache and are not kept."""
 
+import math
+
 import keras
 
 from keras_dualstream.ops.compiler import xla_on_cpu
@@ -8,7 +10,7 @@ from keras_dualstream.ops.compiler import xla_on_cpu
 PIECE = 2**20
 
 
-def in_pieces(function, elements, *tensors, at_once=PIECE, recompute=True):
+def in_pieces(function, shape, *tensors, at_once=PIECE, recompute=True):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
 
     XLA has one buffer for all intermediate results of a model and gives it back
@@ -17,7 +19,7 @@ def in_pieces(function, elements, *tensors, at_once=PIECE, recompute=True):
 
     Args:
         function: function of tensors, sample by sample, of one result.
-        elements: int. Elements of its largest intermediate result, all samples together.
+        shape: tuple of int, the shape of its largest intermediate result, whose first axis is the batch.
         *tensors: float tensors `(batch, ...)`.
         at_once: int. Elements up to which all samples go at once. Defaults to `2**20`.
         recompute: bool. Whether the backward pass of each piece starts with its forward pass. Defaults to `True`.
@@ -25,12 +27,12 @@ def in_pieces(function, elements, *tensors, at_once=PIECE, recompute=True):
     Returns:
         Tensor `(batch, ...)`.
     """
-    batch = tensors[0].shape[0]
-    if not isinstance(batch, int) or batch == 1 or elements <= at_once or not _traced_by_jax(tensors[0]):
+    batch, known = shape[0], all(isinstance(size, int) for size in shape)
+    if not known or batch == 1 or math.prod(shape) <= at_once or not _traced_by_jax(tensors[0]):
         return function(*tensors)
     import jax
 
-    count = next(n for n in range(2, batch + 1) if batch % n == 0 and (elements <= n * PIECE or n == batch))
+    count = next(n for n in range(2, batch + 1) if batch % n == 0 and (math.prod(shape) <= n * PIECE or n == batch))
     pieces = tuple(tensor.reshape(count, batch // count, *tensor.shape[1:]) for tensor in tensors)
     function = jax.checkpoint(function) if recompute else function
     results = jax.lax.map(lambda piece: function(*piece), pieces)
