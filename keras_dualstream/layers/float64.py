@@ -39,13 +39,14 @@ class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
-        **kwargs: the arguments of `keras.layers.LayerNormalization`, but for `axis`.
+        **kwargs: the arguments of `keras.layers.LayerNormalization`, but for
+            `axis` and `rms_scaling`.
     """
 
     def call(self, inputs):
-        if self.compute_dtype == "float64" or keras.config.backend() == "jax":
-            return layer_normalization(inputs, self.gamma, self.beta, self.epsilon)
-        return super().call(inputs)
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        x, gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (inputs, self.gamma, self.beta))
+        return ops.cast(layer_normalization(x, gamma, beta, self.epsilon), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

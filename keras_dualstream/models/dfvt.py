@@ -15,7 +15,6 @@ from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
 from keras_dualstream.models.classifier import make_builder
 from keras_dualstream.models.image_input import ImageOptions
-from keras_dualstream.ops.activation import silu
 
 VARIANTS = {
     "DFvTT": dict(embed_dim=48, depths=(1, 1, 2, 1), num_heads=(3, 6, 12, 24), mlp_ratio=4.0, drop_path_rate=0.0),
@@ -139,7 +138,7 @@ def _stem(x, embed_dim, dtype):
         x = PatchEmbedding(channels, normalization="batch", use_bias=True, name=f"stem_embedding{index}", dtype=dtype)(
             x
         )
-        x = keras.layers.Activation(silu, name=f"stem_silu{index}", dtype=dtype)(x)
+        x = keras.layers.Activation("silu", name=f"stem_silu{index}", dtype=dtype)(x)
     return x
 
 

@@ -12,8 +12,9 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
-from keras_dualstream.ops.jax_kernels import jax_gelu
-from keras_dualstream.ops.jax_kernels import jax_silu
+from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.jax_activation import jax_gelu
+from keras_dualstream.ops.jax_activation import jax_silu
 from keras_dualstream.ops.pytorch_kernels import pytorch_gelu
 from keras_dualstream.ops.pytorch_kernels import pytorch_silu
 
@@ -29,7 +30,7 @@ def gelu(x):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_gelu(x)
-    if keras.config.backend() == "jax" and not _is_half(x) and not converting_jax_to_tensorflow():
+    if _has_jax_kernel(x) and not converting_jax_to_tensorflow():
         return jax_gelu(x)
     if keras.config.backend() in ("jax", "torch"):
         return ops.gelu(x, approximate=False)
@@ -38,8 +39,10 @@ def gelu(x):
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
-def _is_half(x):
-    return keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+def _has_jax_kernel(x):
+    """Whether `jax_gelu` and `jax_silu` take `x`, on CPU, where they were measured."""
+    exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
+    return keras.config.backend() == "jax" and xla_on_cpu() and exact and ops.is_tensor(x)
 
 
 def silu(x):
@@ -53,6 +56,6 @@ def silu(x):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_silu(x)
-    if keras.config.backend() == "jax" and not _is_half(x):
+    if _has_jax_kernel(x):
         return jax_silu(x)
     return ops.silu(x)

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.float64 import is_float64
-from keras_dualstream.ops.jax_kernels import jax_attention
+from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import in_pieces
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
 
@@ -59,8 +59,8 @@ def _split_heads(tokens, num_heads):
 
 
 def _attend_on_jax(query, key, value, bias):
-    query, key, value = (ops.convert_to_tensor(each) for each in (query, key, value))
-    if bias is not None and bias.shape[0] != 1:
+    bias = bias if bias is None else ops.convert_to_tensor(bias, dtype=query.dtype)
+    if bias is not None and tuple(bias.shape[:-3]) not in ((), (1,)):
         return jax_attention(query, key, value, bias)
     scores = (*query.shape[:3], key.shape[1])
     attend = functools.partial(jax_attention, bias=bias)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import xla_on_cpu
-from keras_dualstream.ops.jax_kernels import jax_conv2d
+from keras_dualstream.ops.jax_convolution import jax_conv2d
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 
 

@@ -7,7 +7,7 @@ from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
-from keras_dualstream.ops.jax_kernels import jax_normalize
+from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
@@ -45,7 +45,7 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon):
 
     Returns:
         Tensor of the shape and dtype of `x`, and the mean and the (biased)
-        variance that normalised it.
+        variance that normalised it; gradients go through the first.
     """
     if keras.config.backend() == "torch":
         return pytorch_batch_normalization(x, gamma, beta, epsilon)
@@ -56,10 +56,10 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon):
 
 
 def layer_normalization(x, gamma, beta, epsilon):
-    """Normalisation of each position over its channels, computed in at least float32.
+    """Normalisation of each position over its channels.
 
     Args:
-        x: float tensor `(..., channels)`.
+        x: float tensor `(..., channels)`, of at least float32.
         gamma: float tensor `(channels,)` or `None`.
         beta: float tensor `(channels,)` or `None`.
         epsilon: float.
@@ -67,9 +67,9 @@ def layer_normalization(x, gamma, beta, epsilon):
     Returns:
         Tensor of the shape and dtype of `x`.
     """
-    dtype = "float64" if is_float64(x) else "float32"
-    exact, gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (x, gamma, beta))
-    return ops.cast(_normalize(exact, (-1,), gamma, beta, epsilon)[0], x.dtype)
+    if is_float64(x) or _has_jax_kernel():
+        return _normalize(x, (len(x.shape) - 1,), gamma, beta, epsilon)[0]
+    return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
 
 
 def group_normalization(x, gamma, beta, epsilon):
@@ -91,13 +91,15 @@ def group_normalization(x, gamma, beta, epsilon):
 
 def _normalize(x, axes, gamma, beta, epsilon):
     """Normalises by mean and (biased) variance over some axes, and returns them too, these axes being of size 1."""
-    by_jax = keras.config.backend() == "jax" and xla_on_cpu()
-    # The gradient that `jax_normalize` gives to `x` has that of the statistics in it.
-    measured = ops.stop_gradient(x) if by_jax else x
-    mean = mean_of(measured, axes, keepdims=True)
-    variance = mean_of(ops.square(measured - mean), axes, keepdims=True)
-    normalize = jax_normalize if by_jax else _by_channel
-    return normalize(x, mean, variance, gamma, beta, epsilon), mean, variance
+    if _has_jax_kernel():
+        return jax_normalization(x, gamma, beta, epsilon, axes)
+    mean = mean_of(x, axes, keepdims=True)
+    variance = mean_of(ops.square(x - mean), axes, keepdims=True)
+    return _by_channel(x, mean, variance, gamma, beta, epsilon), mean, variance
+
+
+def _has_jax_kernel():
+    return keras.config.backend() == "jax" and xla_on_cpu()
 
 
 def _has_tensorflow_kernel(x):

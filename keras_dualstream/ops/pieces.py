@@ -10,7 +10,7 @@ from keras_dualstream.ops.compiler import xla_on_cpu
 PIECE = 2**20
 
 
-def in_pieces(function, shape, *tensors, at_once=PIECE, recompute=True):
+def in_pieces(function, shape, *tensors, at_once=None, recompute=True):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
 
     XLA has one buffer for all intermediate results of a model and gives it back
@@ -19,28 +19,40 @@ def in_pieces(function, shape, *tensors, at_once=PIECE, recompute=True):
 
     Args:
         function: function of tensors, sample by sample, of one result.
-        shape: tuple of int, the shape of its largest intermediate result, whose first axis is the batch.
+        shape: tuple, the shape of its largest intermediate result, whose first axis is the batch; at once
+            where a size is no int.
         *tensors: float tensors `(batch, ...)`.
-        at_once: int. Elements up to which all samples go at once. Defaults to `2**20`.
+        at_once: int. Elements up to which all samples go at once; `None` for those of a piece. Defaults to `None`.
         recompute: bool. Whether the backward pass of each piece starts with its forward pass. Defaults to `True`.
 
     Returns:
         Tensor `(batch, ...)`.
     """
-    batch, known = shape[0], all(isinstance(size, int) for size in shape)
-    if not known or batch == 1 or math.prod(shape) <= at_once or not _traced_by_jax(tensors[0]):
+    known = all(isinstance(size, int) for size in shape)
+    at_once = PIECE if at_once is None else at_once
+    if not known or math.prod(shape) <= at_once or not _traced_by_jax(tensors[0]):
+        return function(*tensors)
+    batch, count = shape[0], _pieces(shape)
+    if count == 1:
         return function(*tensors)
     import jax
 
-    count = next(n for n in range(2, batch + 1) if batch % n == 0 and (math.prod(shape) <= n * PIECE or n == batch))
     pieces = tuple(tensor.reshape(count, batch // count, *tensor.shape[1:]) for tensor in tensors)
     function = jax.checkpoint(function) if recompute else function
     results = jax.lax.map(lambda piece: function(*piece), pieces)
     return results.reshape(batch, *results.shape[2:])
 
 
+def _pieces(shape):
+    """How many pieces of whole samples share the batch evenly; 1 where only much smaller ones than `PIECE` would."""
+    batch, elements = shape[0], math.prod(shape)
+    fitting = (count for count in range(2, batch + 1) if batch % count == 0 and elements <= count * PIECE)
+    count = next(fitting, batch)
+    return 1 if elements * 4 < count * PIECE else count
+
+
 def _traced_by_jax(x):
-    """Whether JAX traces for a CPU; called one by one, operations would be compiled at each call."""
+    """Whether JAX traces for a CPU: where operations are called one by one, each call would compile the loop."""
     if keras.config.backend() != "jax" or not xla_on_cpu():
         return False
     import jax

@@ -5,6 +5,8 @@ import math
 import keras
 import numpy as np
 import pytest
+from helpers import central_differences
+from helpers import gradients_of
 from helpers import to_numpy
 from keras import ops
 
@@ -36,3 +38,11 @@ def test_what_a_gradient_needs_stays(function, keras_function):
     options = {"approximate": False} if keras_function == "gelu" else {}
     np.testing.assert_allclose(to_numpy(y), to_numpy(getattr(ops, keras_function)(x, **options)), rtol=1e-6)
     np.testing.assert_array_equal(to_numpy(x), value)
+
+
+@pytest.mark.parametrize(("function", "formula"), [(gelu, exact), (silu, lambda x: x / (1 + np.exp(-x)))])
+def test_gradients_equal_differences(function, formula, float64):
+    x, weights = np.linspace(-5, 5, 21), np.random.default_rng(0).standard_normal(21)
+    (found,) = gradients_of(function, weights, [x], float64)
+    expected = central_differences(lambda x: (formula(x) * weights).sum(), [x], 0)
+    np.testing.assert_allclose(found, expected, atol=1e-8)

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradient_function
+from helpers import central_differences
+from helpers import gradients_of
 from helpers import relative_error
 from helpers import to_numpy
 from keras import ops
@@ -29,17 +30,6 @@ def test_equals_the_loop_over_heads(queries, keys, num_heads):
     assert relative_error(found, attention_by_loop(query, key, value, num_heads)) < 5e-7
 
 
-def central_differences(function, arrays, position, step=1e-5):
-    gradient = np.zeros(arrays[position].shape)
-    for index in np.ndindex(gradient.shape):
-        moved = [array.copy() for array in arrays]
-        moved[position][index] += step
-        above = function(*moved)
-        moved[position][index] -= 2 * step
-        gradient[index] = (above - function(*moved)) / (2 * step)
-    return gradient
-
-
 @pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (3, 1, 1, 7), (2, 5, 7)])
 def test_gradients_equal_differences(bias_shape, float64):
     rng = np.random.default_rng(2)
@@ -53,19 +43,10 @@ def test_gradients_equal_differences(bias_shape, float64):
         outputs = exponentials / exponentials.sum(-1, keepdims=True) @ v
         return (outputs.transpose(0, 2, 1, 3).reshape(3, 5, 4) * weights).sum()
 
-    class Attend(keras.layers.Layer):
-        def build(self, input_shape):
-            self.tensors = [self.add_weight(shape=array.shape, initializer="zeros") for array in arrays]
+    def attend(query, key, value, *bias):
+        return multi_head_attention(query, key, value, 2, *bias)
 
-        def call(self, x):
-            query, key, value, *bias = (ops.convert_to_tensor(tensor) for tensor in self.tensors)
-            return ops.sum(multi_head_attention(query, key, value, 2, *bias) * x)
-
-    layer = Attend(dtype=float64)
-    layer.build(None)
-    for tensor, array in zip(layer.tensors, arrays, strict=True):
-        tensor.assign(ops.convert_to_tensor(array, dtype=float64))
-    _, gradients = gradient_function(layer, lambda total: total)(ops.convert_to_tensor(weights, dtype=float64))
+    gradients = gradients_of(attend, weights, arrays, float64)
     for position, found in enumerate(gradients):
         assert relative_error(found, central_differences(total, arrays, position)) < 1e-8
 

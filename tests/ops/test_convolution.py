@@ -8,6 +8,7 @@ from helpers import gradients_by_differences
 from helpers import relative_error
 from keras import ops
 
+from keras_dualstream.ops import jax_convolution
 from keras_dualstream.ops.convolution import conv2d
 
 
@@ -29,8 +30,11 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients(case, float64):
+def test_values_and_gradients(case, at_once, float64, monkeypatch):
+    if not at_once:
+        monkeypatch.setattr(jax_convolution, "WINDOWS_AT_ONCE", 0)
     size, kernel_size, strides, zeros, filters = case
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size))

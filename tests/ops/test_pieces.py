@@ -36,8 +36,11 @@ def has_loop(function, *arrays):
     return "scan[" in str(jax.make_jaxpr(lambda *arrays: function(*arrays))(*arrays))
 
 
-@pytest.mark.parametrize("batch", [2, 3, 6])
-def test_feed_forward(batch, monkeypatch):
+SAMPLE = 5 * 7 * 8
+
+
+@pytest.mark.parametrize(("batch", "piece"), [(2, SAMPLE), (3, SAMPLE), (6, 2 * SAMPLE)])
+def test_feed_forward(batch, piece, monkeypatch):
     layer = FeedForward(2.0, kernel_size=3)
     x = np.random.default_rng(0).standard_normal((batch, 5, 7, 4)).astype("float32")
     layer.build(x.shape)
@@ -48,9 +51,7 @@ def test_feed_forward(batch, monkeypatch):
     arrays = (x, *(to_numpy(weight) for weight in layer.weights))
     at_once = value_and_gradients(forward, *arrays)
     assert not has_loop(forward, *arrays)
-    # Two samples a piece where that divides the batch.
-    monkeypatch.setattr(pieces, "PIECE", 2 * 5 * 7 * 8)
-    monkeypatch.setattr(pieces.in_pieces, "__kwdefaults__", {**pieces.in_pieces.__kwdefaults__, "at_once": 0})
+    monkeypatch.setattr(pieces, "PIECE", piece)
     assert has_loop(forward, *arrays)
     in_pieces = value_and_gradients(forward, *arrays)
     for found, expected in zip(in_pieces[0], at_once[0], strict=True):
@@ -70,6 +71,7 @@ def test_attention(bias_shape, monkeypatch):
 
     at_once = value_and_gradients(forward, *arrays)
     monkeypatch.setattr(attention, "SCORES_AT_ONCE", 0)
+    monkeypatch.setattr(pieces, "PIECE", 2 * 5 * 7)
     # A bias per sample goes along with no piece.
     assert has_loop(forward, *arrays) == (bias_shape is None or bias_shape[0] == 1)
     in_pieces = value_and_gradients(forward, *arrays)
@@ -79,7 +81,17 @@ def test_attention(bias_shape, monkeypatch):
 
 def test_called_without_a_trace_nothing_is_compiled_as_a_loop(monkeypatch):
     monkeypatch.setattr(attention, "SCORES_AT_ONCE", 0)
+    monkeypatch.setattr(pieces, "PIECE", 1)
     calls = []
     monkeypatch.setattr("jax.lax.map", lambda *args: calls.append(args))
     multi_head_attention(*np.ones((3, 2, 5, 4), "float32"), num_heads=2)
     assert not calls
+
+
+def test_a_batch_that_only_single_samples_share_evenly_stays_whole(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 20 * SAMPLE)
+    found = []
+    for batch in (31, 32):
+        x = np.ones((batch, SAMPLE), "float32")
+        found.append(has_loop(lambda x: pieces.in_pieces(lambda x: x + 1, x.shape, x), x))
+    assert found == [False, True]

@@ -1,0 +1,89 @@
+"""Normalisations equal their formula, and so do their gradients."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import central_differences
+from helpers import gradients_of
+from helpers import relative_error
+
+from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.ops.normalization import batch_normalization_of_batch
+from keras_dualstream.ops.normalization import group_normalization
+from keras_dualstream.ops.normalization import layer_normalization
+
+EPSILON = 1e-3
+
+
+def batch_normalization(x, gamma, beta, epsilon):
+    return batch_normalization_of_batch(x, gamma, beta, epsilon)[0]
+
+
+def exact(x, gamma, beta, axes):
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + EPSILON) * gamma + beta
+
+
+CASES = [
+    (batch_normalization, (2, 3, 4, 5), (0, 1, 2)),
+    (batch_normalization, (1, 3, 4, 1), (0, 1, 2)),
+    (batch_normalization, (6, 5), (0,)),
+    (layer_normalization, (2, 3, 4, 5), (3,)),
+    (layer_normalization, (1, 1, 5), (2,)),
+    (group_normalization, (2, 3, 4, 5), (1, 2, 3)),
+    (group_normalization, (1, 3, 1, 1), (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("normalize", "shape", "axes"), CASES)
+def test_values_and_gradients(normalize, shape, axes, float64):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape), rng.standard_normal(shape[-1]), rng.standard_normal(shape[-1])]
+    weights = rng.standard_normal(shape)
+    tensors = [keras.ops.convert_to_tensor(array, dtype=float64) for array in arrays]
+    assert relative_error(normalize(*tensors, EPSILON), exact(*arrays, axes)) < 1e-13
+    gradients = gradients_of(lambda *tensors: normalize(*tensors, EPSILON), weights, arrays, float64)
+    for position, found in enumerate(gradients):
+        expected = central_differences(lambda *arrays: (exact(*arrays, axes) * weights).sum(), arrays, position)
+        assert relative_error(found, expected) < 1e-8
+
+
+@pytest.mark.parametrize("normalize", [batch_normalization, layer_normalization])
+def test_without_scale_and_shift(normalize, float64):
+    x = np.random.default_rng(1).standard_normal((2, 3, 4, 5))
+    axes = (3,) if normalize is layer_normalization else (0, 1, 2)
+    found = normalize(keras.ops.convert_to_tensor(x, dtype=float64), None, None, EPSILON)
+    assert relative_error(found, exact(x, 1.0, 0.0, axes)) < 1e-13
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="only JAX' gradients are written out and differentiable")
+@pytest.mark.parametrize(("normalize", "shape", "axes"), CASES)
+def test_gradients_have_gradients(normalize, shape, axes, float64):
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(2)
+    x, weights, direction = rng.standard_normal((3, *shape))
+    gamma, beta = rng.standard_normal((2, shape[-1]))
+
+    def formula(x):
+        mean = jnp.mean(x, axes, keepdims=True)
+        variance = jnp.mean((x - mean) ** 2, axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + EPSILON) * gamma + beta
+
+    def slope_of_gradient(function):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(function(x)) * weights))
+        return jax.grad(lambda x: jnp.sum(gradient(x) * direction))(jnp.asarray(x))
+
+    found = slope_of_gradient(lambda x: normalize(x, jnp.asarray(gamma), jnp.asarray(beta), EPSILON))
+    assert relative_error(found, slope_of_gradient(formula)) < 1e-10
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float64"])
+def test_the_layer_computes_in_its_own_dtype(policy, float64):
+    layer, expected = (kind(dtype=policy) for kind in (LayerNormalization, keras.layers.LayerNormalization))
+    x = np.random.default_rng(3).standard_normal((2, 3, 4)).astype("float32")
+    y = layer(x)
+    assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
+    if policy != "float64":
+        assert relative_error(y, expected(x)) < (1e-6 if policy == "float32" else 1e-2)
