@@ -14,8 +14,9 @@ def in_pieces(function, shape, *tensors, at_once=None, recompute=True):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
 
     XLA has one buffer for all intermediate results of a model and gives it back
-    after every step, so that the system clears each page again: a third of
-    Dual-ViT-S's training step on two cores. Here the pieces share a few pages.
+    after every step, so that the system clears each page again: 1.8 of 6.5 seconds of
+    CPU time in Dual-ViT-S's training step, of 3.4 seconds on two cores. Here the
+    pieces share a few pages; with the attention's own gradient it takes 2.6 seconds.
 
     Args:
         function: function of tensors, sample by sample, of one result.
