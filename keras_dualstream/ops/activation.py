@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
-from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.jax_activation import jax_gelu
 from keras_dualstream.ops.jax_activation import jax_silu
 from keras_dualstream.ops.pytorch_kernels import pytorch_gelu
@@ -42,7 +42,7 @@ def gelu(x):
 def _has_jax_kernel(x):
     """Whether `jax_gelu` and `jax_silu` take `x`, on CPU, where they were measured."""
     exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
-    return keras.config.backend() == "jax" and xla_on_cpu() and exact and ops.is_tensor(x)
+    return jax_on_cpu() and exact and ops.is_tensor(x)
 
 
 def silu(x):

@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import in_pieces
@@ -44,7 +44,7 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on
         # TensorFlow.
         query = query * query.shape[-1] ** -0.5
-        if dropout is None and keras.config.backend() == "jax" and xla_on_cpu() and _is_exact(query):
+        if dropout is None and jax_on_cpu() and _is_exact(query):
             output = _attend_on_jax(query, key, value, bias)
         elif dropout is not None or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)

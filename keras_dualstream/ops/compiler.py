@@ -26,6 +26,11 @@ def xla_on_cpu():
     return compiled_by_xla() and not _has_gpu()
 
 
+def jax_on_cpu():
+    """Whether JAX will compile the operations that follow for a CPU."""
+    return keras.config.backend() == "jax" and not _has_gpu()
+
+
 def tensorflow_on_cpu():
     """Whether TensorFlow's own CPU kernels will run the operations that follow."""
     return keras.config.backend() == "tensorflow" and not _has_gpu()

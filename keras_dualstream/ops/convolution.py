@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.jax_convolution import jax_conv2d
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 
@@ -25,7 +25,7 @@ def conv2d(x, kernel, bias, strides, zeros):
         x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
         bias = bias if bias is None else ops.convert_to_tensor(bias)
         return pytorch_conv2d(x, kernel, bias, strides, ((zeros, zeros),) * 2)
-    if keras.config.backend() == "jax" and xla_on_cpu():
+    if jax_on_cpu():
         kernel = ops.convert_to_tensor(kernel)
         y = jax_conv2d(ops.convert_to_tensor(x, dtype=kernel.dtype), kernel, strides, zeros)
         return y if bias is None else y + bias

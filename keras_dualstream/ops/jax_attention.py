@@ -11,10 +11,10 @@ def jax_attention(query, key, value, bias):
 
     | batch 8, heads of 32 channels | here | with gradients | `jax.nn` | with gradients |
     |---|---|---|---|---|
-    | 10 heads, 260 queries and keys | 17.3 | 56 | 25.9 | 82 |
-    | 2 heads, 3136 queries, 64 keys | 9.6 | 31 | 16.9 | 90 |
-    | 2 heads, 64 queries, 3136 keys | 8.6 | 39 | 18.9 | 120 |
-    | 4 heads, 784 queries, 64 keys | 1.8 | 9.8 | 3.6 | 16.6 |
+    | 10 heads, 260 queries and keys | 26.6 | 54 | 27.7 | 79 |
+    | 2 heads, 3136 queries, 64 keys | 5.5 | 38 | 8.1 | 45 |
+    | 2 heads, 64 queries, 3136 keys | 6.9 | 38 | 8.4 | 79 |
+    | 4 heads, 784 queries, 64 keys | 1.8 | 10.8 | 3.5 | 14.0 |
 
     Args:
         query: float32 or float64 array `(batch, queries, heads, channels)`.

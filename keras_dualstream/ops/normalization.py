@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
-from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.jax_normalization import jax_normalization
@@ -67,7 +67,7 @@ def layer_normalization(x, gamma, beta, epsilon):
     Returns:
         Tensor of the shape and dtype of `x`.
     """
-    if is_float64(x) or _has_jax_kernel():
+    if is_float64(x) or jax_on_cpu():
         return _normalize(x, (len(x.shape) - 1,), gamma, beta, epsilon)[0]
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)
 
@@ -91,15 +91,11 @@ def group_normalization(x, gamma, beta, epsilon):
 
 def _normalize(x, axes, gamma, beta, epsilon):
     """Normalises by mean and (biased) variance over some axes, and returns them too, these axes being of size 1."""
-    if _has_jax_kernel():
+    if jax_on_cpu():
         return jax_normalization(x, gamma, beta, epsilon, axes)
     mean = mean_of(x, axes, keepdims=True)
     variance = mean_of(ops.square(x - mean), axes, keepdims=True)
     return _by_channel(x, mean, variance, gamma, beta, epsilon), mean, variance
-
-
-def _has_jax_kernel():
-    return keras.config.backend() == "jax" and xla_on_cpu()
 
 
 def _has_tensorflow_kernel(x):

@@ -2,9 +2,7 @@
 
 import math
 
-import keras
-
-from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.compiler import jax_on_cpu
 
 # Elements of the largest intermediate result of a piece.
 PIECE = 2**20
@@ -54,7 +52,7 @@ def _pieces(shape):
 
 def _traced_by_jax(x):
     """Whether JAX traces for a CPU: where operations are called one by one, each call would compile the loop."""
-    if keras.config.backend() != "jax" or not xla_on_cpu():
+    if not jax_on_cpu():
         return False
     import jax
 
