@@ -10,6 +10,7 @@ from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.layers.silu import SiLU
 from keras_dualstream.layers.spatial_module import SpatialModule
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
@@ -138,7 +139,7 @@ def _stem(x, embed_dim, dtype):
         x = PatchEmbedding(channels, normalization="batch", use_bias=True, name=f"stem_embedding{index}", dtype=dtype)(
             x
         )
-        x = keras.layers.Activation("silu", name=f"stem_silu{index}", dtype=dtype)(x)
+        x = SiLU(name=f"stem_silu{index}", dtype=dtype)(x)
     return x
 
 

@@ -45,16 +45,17 @@ def _has_jax_kernel(x):
     return jax_on_cpu() and exact and ops.is_tensor(x)
 
 
-def silu(x):
+def silu(x, overwrite=True):
     """`x / (1 + e⁻ˣ)`.
 
     Args:
-        x: float tensor that nothing else needs.
+        x: float tensor; with `overwrite`, one that nothing else needs.
+        overwrite: bool. Whether PyTorch may write over `x`. Defaults to `True`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
     """
-    if keras.config.backend() == "torch" and ops.is_tensor(x):
+    if keras.config.backend() == "torch" and ops.is_tensor(x) and overwrite:
         return pytorch_silu(x)
     if _has_jax_kernel(x):
         return jax_silu(x)

@@ -2,6 +2,8 @@
 
 import functools
 
+from keras_dualstream.ops.jax_recomputation import after
+
 
 def jax_attention(query, key, value, bias):
     """Attention of scaled queries, `softmax(q kᵀ + bias) v`, whose backward pass computes the weights anew.
@@ -54,7 +56,8 @@ def _attention():
 
     def backward(saved, upstream):
         query, key, value, bias, output, largest, total = saved
-        weights, _ = exponentials(_after(upstream, query), key, bias, largest)
+        # The largest too: repeated along the keys, it would be kept in the size of the scores.
+        weights, _ = exponentials(after(upstream, query), key, bias, after(upstream, largest))
         weights = weights * (1 / total)
         for_weights = upstream @ value.swapaxes(-1, -2)
         for_scores = weights * (for_weights - jnp.sum(upstream * output, axis=-1, keepdims=True))
@@ -73,15 +76,3 @@ def _sum_to(shape, x):
     of_every_axis = (1,) * (x.ndim - len(shape)) + tuple(shape)
     axes = tuple(axis for axis, size in enumerate(of_every_axis) if size == 1)
     return jnp.sum(x, axis=axes, keepdims=True).reshape(shape)
-
-
-def _after(upstream, x):
-    """`x`, but not before the upstream gradient is there.
-
-    XLA would find what is computed from `x` computed before, and keep it: on CPU it has no regard for
-    `jax.lax.optimization_barrier`.
-    """
-    import jax.numpy as jnp
-
-    # A sum of one element, or of none where there is none.
-    return x + 0 * jnp.sum(upstream[(slice(1),) * upstream.ndim])

@@ -3,6 +3,8 @@
 import functools
 import math
 
+from keras_dualstream.ops.jax_recomputation import after
+
 # Elements of the windows of one row of a kernel up to which all samples go at once. With 9.6 million
 # (8 × 112 × 112 × 32, 3×3) the kernel's gradient takes 62 ms, sample by sample 25; with 1.8 million
 # (8 × 56 × 56 × 24, 3×3) 7.0 and 5.8; with 0.4 million (8 × 7 × 7 × 320, 3×3) 5.1 and 7.8.
@@ -70,6 +72,7 @@ def _with_gradients(strides, zeros):
 
     def backward(saved, upstream):
         x, kernel = saved
+        x = after(upstream, x)
         exact = jnp.promote_types(x.dtype, "float32")
         by_rows = functools.partial(_convolve_by_rows, strides=strides, zeros=zeros)
         exactly = [each.astype(exact) for each in (x, kernel, upstream)]

@@ -3,6 +3,8 @@
 import functools
 import math
 
+from keras_dualstream.ops.jax_recomputation import after
+
 
 def jax_normalization(x, gamma, beta, epsilon, axes):
     """`(x - μ) / √(σ² + epsilon) · gamma + beta` with the mean μ and the (biased) variance σ² over some axes.
@@ -56,6 +58,7 @@ def _normalization(epsilon, axes):
     def backward(saved, upstream):
         x, mean, inverse, gamma = saved
         upstream, _, _ = upstream
+        x = after(upstream, x)
         others = tuple(range(x.ndim - 1))
         x = (x - mean) * inverse
         for_beta, for_gamma = jnp.sum(upstream, others), jnp.sum(upstream * x, others)
