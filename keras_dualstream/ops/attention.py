@@ -1,14 +1,13 @@
 """Scaled dot-product attention over heads."""
 
-import functools
-
 import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.jax_attention import jax_attention
-from keras_dualstream.ops.pieces import in_pieces
+from keras_dualstream.ops.pieces import count_pieces
+from keras_dualstream.ops.pieces import traced_by_jax
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
 
 # On JAX, scores of all samples up to which they are computed at once: in pieces 1.6 million (batch 8, 4 heads, 784
@@ -60,11 +59,9 @@ def _split_heads(tokens, num_heads):
 
 def _attend_on_jax(query, key, value, bias):
     bias = bias if bias is None else ops.convert_to_tensor(bias, dtype=query.dtype)
-    if bias is not None and tuple(bias.shape[:-3]) not in ((), (1,)):
-        return jax_attention(query, key, value, bias)
-    scores = (*query.shape[:3], key.shape[1])
-    attend = functools.partial(jax_attention, bias=bias)
-    return in_pieces(attend, scores, query, key, value, at_once=SCORES_AT_ONCE, recompute=False)
+    shared = bias is None or tuple(bias.shape[:-3]) in ((), (1,))
+    pieces = count_pieces((*query.shape[:3], key.shape[1]), SCORES_AT_ONCE) if shared and traced_by_jax(query) else 1
+    return jax_attention(query, key, value, bias, pieces)
 
 
 def _is_exact(x):

@@ -3,9 +3,10 @@
 import functools
 
 from keras_dualstream.ops.jax_recomputation import after
+from keras_dualstream.ops.pieces import map_pieces
 
 
-def jax_attention(query, key, value, bias):
+def jax_attention(query, key, value, bias, pieces=1):
     """Attention of scaled queries, `softmax(q kᵀ + bias) v`, whose backward pass computes the weights anew.
 
     Heads are copied in front of the tokens, and the keys behind their channels: XLA's products over
@@ -23,12 +24,12 @@ def jax_attention(query, key, value, bias):
         key: array `(batch, keys, heads, channels)`.
         value: array `(batch, keys, heads, channels)`.
         bias: array that broadcasts to `(batch, heads, queries, keys)`, or `None`.
+        pieces: int. Into how many pieces the samples go; 1 where the bias differs between them. Defaults to `1`.
 
     Returns:
         Array `(batch, queries, heads, channels)`.
     """
-    query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    return _attention()(query, key, value, bias).transpose(0, 2, 1, 3)
+    return _attention()(pieces, query, key, value, bias)
 
 
 @functools.cache
@@ -42,31 +43,50 @@ def _attention():
         return jnp.exp(scores - largest), largest
 
     def compute(query, key, value, bias):
-        weights, largest = exponentials(query, key, bias)
+        weights, largest = exponentials(_heads_first(query), _keys_last(key), bias)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        return weights @ value / total, largest, total
+        return (_heads_first(weights @ _heads_first(value) / total), largest, total), ()
 
-    @jax.custom_vjp
-    def attend(*tensors):
-        return compute(*tensors)[0]
-
-    def forward(*tensors):
-        output, largest, total = compute(*tensors)
-        return output, (*tensors, output, largest, total)
-
-    def backward(saved, upstream):
-        query, key, value, bias, output, largest, total = saved
-        # The largest too: repeated along the keys, it would be kept in the size of the scores.
-        weights, _ = exponentials(after(upstream, query), key, bias, after(upstream, largest))
+    def gradients(upstream, query, key, value, output, largest, total, bias):
+        # All that the weights are computed from: the largest, repeated along the keys, and transposed tokens would be
+        # kept from the forward pass.
+        query, key, value, largest = (after(upstream, each) for each in (query, key, value, largest))
+        query, key, value = _heads_first(query), _keys_last(key), _heads_first(value)
+        upstream, output = _heads_first(upstream), _heads_first(output)
+        weights, _ = exponentials(query, key, bias, largest)
         weights = weights * (1 / total)
         for_weights = upstream @ value.swapaxes(-1, -2)
         for_scores = weights * (for_weights - jnp.sum(upstream * output, axis=-1, keepdims=True))
-        for_query, for_key = for_scores @ key.swapaxes(-1, -2), query.swapaxes(-1, -2) @ for_scores
+        for_query, for_key = for_scores @ key.swapaxes(-1, -2), for_scores.swapaxes(-1, -2) @ query
+        for_value = weights.swapaxes(-1, -2) @ upstream
         for_bias = None if bias is None else _sum_to(bias.shape, for_scores)
-        return for_query, for_key, weights.swapaxes(-1, -2) @ upstream, for_bias
+        return tuple(_heads_first(each) for each in (for_query, for_key, for_value)), for_bias
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attend(pieces, *tensors):
+        return forward(pieces, *tensors)[0]
+
+    def forward(pieces, *tensors):
+        *tokens, bias = tensors
+        (output, *statistics), _ = map_pieces(functools.partial(compute, bias=bias), pieces, *tokens)
+        return output, (*tokens, output, *statistics, bias)
+
+    def backward(pieces, saved, upstream):
+        *saved, bias = saved
+        for_tokens, for_bias = map_pieces(functools.partial(gradients, bias=bias), pieces, upstream, *saved)
+        return (*for_tokens, for_bias)
 
     attend.defvjp(forward, backward)
     return attend
+
+
+def _heads_first(x):
+    """`(batch, tokens, heads, channels)` → `(batch, heads, tokens, channels)`, and back."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def _keys_last(x):
+    return x.transpose(0, 2, 3, 1)
 
 
 def _sum_to(shape, x):

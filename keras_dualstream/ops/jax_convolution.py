@@ -82,6 +82,9 @@ def _with_gradients(strides, zeros):
             for_kernel = _gradient_of_kernel(by_rows, *exactly)
         else:
             for_x, for_kernel = jax.vjp(by_rows, *exactly[:2])[1](exactly[2])
+        if x.shape[-1] > 3:
+            # As in `jax_linear`; the gradient of an image is not wanted, and would be computed for this alone.
+            for_kernel = after(for_x, for_kernel)
         return for_x.astype(x.dtype), for_kernel.astype(kernel.dtype)
 
     convolve.defvjp(forward, backward)

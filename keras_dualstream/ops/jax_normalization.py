@@ -58,7 +58,8 @@ def _normalization(epsilon, axes):
     def backward(saved, upstream):
         x, mean, inverse, gamma = saved
         upstream, _, _ = upstream
-        x = after(upstream, x)
+        # The statistics too: repeated along their axes, they would be kept in the size of `x`.
+        x, mean, inverse = (after(upstream, each) for each in (x, mean, inverse))
         others = tuple(range(x.ndim - 1))
         x = (x - mean) * inverse
         for_beta, for_gamma = jnp.sum(upstream, others), jnp.sum(upstream * x, others)
@@ -66,8 +67,8 @@ def _normalization(epsilon, axes):
         if axes == others:
             of_given, of_product = for_beta * gamma, for_gamma * gamma
         else:
-            given = upstream * gamma
-            of_given, of_product = jnp.sum(given, axes, keepdims=True), jnp.sum(given * x, axes, keepdims=True)
+            # As products with gamma: XLA would repeat it to the size of `x`, at the start of the step, to sum up.
+            of_given, of_product = (jnp.sum(each @ gamma[:, None], axes[:-1], keepdims=True) for each in (upstream, upstream * x))
         for_x = inverse * (upstream * gamma - of_given / count - x * (of_product / count))
         return for_x, for_gamma, for_beta
 

@@ -3,7 +3,9 @@
 import keras
 from keras import ops
 
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.jax_linear import jax_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
 
@@ -33,6 +35,10 @@ def linear(x, kernel, bias=None):
 
 
 def _product(x, kernel):
+    if jax_on_cpu() and len(x.shape) == 2:
+        x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
+        if x.dtype == kernel.dtype:
+            return jax_linear(x, kernel)
     return ops.einsum("ni,io->no", x, kernel) if is_float64(x) else ops.matmul(x, kernel)
 
 

@@ -1,5 +1,6 @@
 """A few samples at a time on JAX, so that intermediate results stay in the cache and are not kept."""
 
+import functools
 import math
 
 from keras_dualstream.ops.compiler import jax_on_cpu
@@ -8,8 +9,10 @@ from keras_dualstream.ops.compiler import jax_on_cpu
 PIECE = 2**20
 
 
-def in_pieces(function, shape, *tensors, at_once=None, recompute=True):
+def in_pieces(function, shape, *tensors):
     """`function(*tensors)`; where that is large, on JAX, some samples after the other.
+
+    The backward pass of each piece starts with its forward pass, and there are no forward-mode derivatives.
 
     XLA has one buffer for all intermediate results of a model and gives it back
     after every step, so that the system clears each page again: 1.8 of 6.5 seconds of
@@ -21,36 +24,101 @@ def in_pieces(function, shape, *tensors, at_once=None, recompute=True):
         shape: tuple, the shape of its largest intermediate result, whose first axis is the batch; at once
             where a size is no int.
         *tensors: float tensors `(batch, ...)`.
-        at_once: int. Elements up to which all samples go at once; `None` for those of a piece. Defaults to `None`.
-        recompute: bool. Whether the backward pass of each piece starts with its forward pass. Defaults to `True`.
 
     Returns:
         Tensor `(batch, ...)`.
     """
-    known = all(isinstance(size, int) for size in shape)
-    at_once = PIECE if at_once is None else at_once
-    if not known or math.prod(shape) <= at_once or not _traced_by_jax(tensors[0]):
-        return function(*tensors)
-    batch, count = shape[0], _pieces(shape)
-    if count == 1:
+    count = count_pieces(shape)
+    if count == 1 or not traced_by_jax(tensors[0]):
         return function(*tensors)
     import jax
 
-    pieces = tuple(tensor.reshape(count, batch // count, *tensor.shape[1:]) for tensor in tensors)
-    function = jax.checkpoint(function) if recompute else function
-    results = jax.lax.map(lambda piece: function(*piece), pieces)
-    return results.reshape(batch, *results.shape[2:])
+    shapes = [jax.ShapeDtypeStruct((x.shape[0] // count, *x.shape[1:]), x.dtype) for x in tensors]
+    # The weights that the function reads become its arguments, so that they have gradients. JAX remembers what it did
+    # with a function, and would return the weights of another trace for the same one.
+    converted, weights = jax.closure_convert(lambda *piece: function(*piece), *shapes)
+    return _recomputed()(converted, count, tensors, weights)
 
 
-def _pieces(shape):
-    """How many pieces of whole samples share the batch evenly; 1 where only much smaller ones than `PIECE` would."""
+def count_pieces(shape, at_once=None):
+    """How many pieces of whole samples share the batch evenly.
+
+    Args:
+        shape: tuple as `in_pieces` takes it.
+        at_once: int. Elements up to which all samples go at once; `None` for those of a piece. Defaults to `None`.
+
+    Returns:
+        Int; 1 where a size is unknown, or only pieces much smaller than `PIECE` would share the batch.
+    """
+    known = all(isinstance(size, int) for size in shape)
+    if not known or math.prod(shape) <= (PIECE if at_once is None else at_once):
+        return 1
     batch, elements = shape[0], math.prod(shape)
     fitting = (count for count in range(2, batch + 1) if batch % count == 0 and elements <= count * PIECE)
     count = next(fitting, batch)
     return 1 if elements * 4 < count * PIECE else count
 
 
-def _traced_by_jax(x):
+def map_pieces(function, count, *arrays):
+    """A function of some samples after the other, on JAX.
+
+    Args:
+        function: function of as many arrays as there are, of some samples of each. Returns a pair: a tree of arrays
+            of as many samples, and a tree of arrays to be summed up.
+        count: int, 1 for no loop.
+        *arrays: float arrays `(batch, ...)`, first the one that is there last.
+
+    Returns:
+        The pair of all samples and the sums.
+    """
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    if count == 1:
+        return function(*arrays)
+    size = arrays[0].shape[0] // count
+
+    def compute(piece):
+        return function(*(lax.dynamic_slice_in_dim(array, piece * size, size) for array in arrays))
+
+    def add(piece, totals):
+        results, terms = compute(piece)
+        write = functools.partial(lax.dynamic_update_slice_in_dim, start_index=piece * size, axis=0)
+        return jax.tree.map(write, totals[0], results), jax.tree.map(jnp.add, totals[1], terms)
+
+    # Zeros that wait for the first array: XLA would write constants at the start of a step, and keep them until here.
+    zero = 0 * arrays[0][(0,) * arrays[0].ndim]
+    results, terms = jax.eval_shape(compute, 0)
+    results = jax.tree.map(lambda x: jnp.full((count * size, *x.shape[1:]), zero, x.dtype), results)
+    terms = jax.tree.map(lambda x: jnp.full(x.shape, zero, x.dtype), terms)
+    return lax.fori_loop(0, count, add, (results, terms))
+
+
+@functools.cache
+def _recomputed():
+    import jax
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+    def compute(function, count, tensors, weights):
+        return map_pieces(lambda *piece: (function(*piece, *weights), ()), count, *tensors)[0]
+
+    def forward(function, count, tensors, weights):
+        return compute(function, count, tensors, weights), (tensors, weights)
+
+    def backward(function, count, saved, upstream):
+        tensors, weights = saved
+
+        def gradients(upstream, *piece):
+            return jax.vjp(lambda piece, weights: function(*piece, *weights), piece, weights)[1](upstream)
+
+        return map_pieces(gradients, count, upstream, *tensors)
+
+    compute.defvjp(forward, backward)
+    return compute
+
+
+def traced_by_jax(x):
     """Whether JAX traces for a CPU: where operations are called one by one, each call would compile the loop."""
     if not jax_on_cpu():
         return False

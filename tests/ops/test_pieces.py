@@ -83,7 +83,7 @@ def test_called_without_a_trace_nothing_is_compiled_as_a_loop(monkeypatch):
     monkeypatch.setattr(attention, "SCORES_AT_ONCE", 0)
     monkeypatch.setattr(pieces, "PIECE", 1)
     calls = []
-    monkeypatch.setattr("jax.lax.map", lambda *args: calls.append(args))
+    monkeypatch.setattr("jax.lax.fori_loop", lambda *args: calls.append(args))
     multi_head_attention(*np.ones((3, 2, 5, 4), "float32"), num_heads=2)
     assert not calls
 
