@@ -17,6 +17,8 @@ from keras_dualstream.ops.jax_activation import jax_gelu
 from keras_dualstream.ops.jax_activation import jax_silu
 from keras_dualstream.ops.pytorch_kernels import pytorch_gelu
 from keras_dualstream.ops.pytorch_kernels import pytorch_silu
+from keras_dualstream.ops.tensorflow_kernels import tensorflow_gelu
+from keras_dualstream.ops.tensorflow_kernels import tensorflow_silu
 
 
 def gelu(x):
@@ -32,6 +34,8 @@ def gelu(x):
         return pytorch_gelu(x)
     if _has_jax_kernel(x) and not converting_jax_to_tensorflow():
         return jax_gelu(x)
+    if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
+        return tensorflow_gelu(x)
     if keras.config.backend() in ("jax", "torch"):
         return ops.gelu(x, approximate=False)
     # TensorFlow's own goes through erfc with a float32 constant: 5e-9 off in float64, and no op of ONNX. LiteRT makes
@@ -59,4 +63,6 @@ def silu(x, overwrite=True):
         return pytorch_silu(x)
     if _has_jax_kernel(x):
         return jax_silu(x)
+    if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
+        return tensorflow_silu(x)
     return ops.silu(x)

@@ -9,6 +9,8 @@ from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import traced_by_jax
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
+from keras_dualstream.ops.tensorflow_kernels import tensorflow_attention
+from keras_dualstream.ops.tensorflow_xla import takes_xla
 
 # On JAX, scores of all samples up to which they are computed at once: in pieces 1.6 million (batch 8, 4 heads, 784
 # queries, 64 keys) take 3.4 ms instead of 1.8, 5.4 million (10 heads, 260 queries and keys) 12.8 instead of 17.3.
@@ -45,6 +47,8 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         query = query * query.shape[-1] ** -0.5
         if dropout is None and jax_on_cpu() and _is_exact(query):
             output = _attend_on_jax(query, key, value, bias)
+        elif dropout is None and takes_xla(query, key, value, *([] if bias is None else [bias])):
+            output = tensorflow_attention(query, key, value, bias)
         elif dropout is not None or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
         else:

@@ -4,6 +4,7 @@ import sys
 
 import keras
 
+EXPORTERS = "keras.src.export."
 LITERT_EXPORTER = "keras.src.export.litert"
 JAX_TO_TENSORFLOW = "jax.experimental.jax2tf.jax2tf"
 
@@ -57,6 +58,11 @@ def watched_by_pytorch(layer):
     return any(hooks) or layer._compiled_call_impl is not None or bool(module._has_any_global_hook())
 
 
+def exporting():
+    """Whether one of Keras' exporters traces the operations that follow."""
+    return _called_from(EXPORTERS)
+
+
 def exporting_to_litert():
     """Whether Keras' LiteRT exporter traces the operations that follow."""
     return _called_from(LITERT_EXPORTER)
@@ -67,9 +73,9 @@ def converting_jax_to_tensorflow():
     return _called_from(JAX_TO_TENSORFLOW)
 
 
-def _called_from(module):
-    """Whether a module is among the callers: exporters tell nobody else, neither the model nor the layers."""
+def _called_from(modules):
+    """Whether a module of this beginning is among the callers: exporters tell nobody else, neither model nor layers."""
     frame = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != module:
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith(modules):
         frame = frame.f_back
     return frame is not None

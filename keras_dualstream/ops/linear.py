@@ -8,6 +8,7 @@ from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.jax_linear import jax_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
+from keras_dualstream.ops.tensorflow_kernels import tensorflow_matmul
 
 
 def linear(x, kernel, bias=None):
@@ -39,7 +40,11 @@ def _product(x, kernel):
         x, kernel = ops.convert_to_tensor(x), ops.convert_to_tensor(kernel)
         if x.dtype == kernel.dtype:
             return jax_linear(x, kernel)
-    return ops.einsum("ni,io->no", x, kernel) if is_float64(x) else ops.matmul(x, kernel)
+    if is_float64(x):
+        return ops.einsum("ni,io->no", x, kernel)
+    if keras.config.backend() == "tensorflow" and ops.is_tensor(x) and x.shape[-1] >= 2 * kernel.shape[-1]:
+        return tensorflow_matmul(x, ops.convert_to_tensor(kernel))
+    return ops.matmul(x, kernel)
 
 
 def scale_and_shift(x, gamma, beta):
