@@ -1,7 +1,6 @@
 """DFvT's spatial module."""
 
 import keras
-from keras import ops
 
 from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
@@ -9,6 +8,7 @@ from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.ops.space_to_depth import space_to_depth
 from keras_dualstream.ops.windows import fill_windows
 
 
@@ -52,9 +52,8 @@ class SpatialModule(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        x = fill_windows(x, 2)
-        blocks = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        y = normalized(self.neighbours_norm, self.neighbours, ops.concatenate(blocks, axis=-1), training)
+        blocks = space_to_depth(fill_windows(x, 2))
+        y = normalized(self.neighbours_norm, self.neighbours, blocks, training)
         return normalized(self.norm, self.reduce, y, training)
 
     def compute_output_shape(self, input_shape):

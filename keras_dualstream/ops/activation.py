@@ -6,8 +6,6 @@ other maps a new one is often new memory, which the system clears page by page
 of 106).
 """
 
-import math
-
 import keras
 from keras import ops
 
@@ -36,11 +34,7 @@ def gelu(x):
         return jax_gelu(x)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
         return tensorflow_gelu(x)
-    if keras.config.backend() in ("jax", "torch"):
-        return ops.gelu(x, approximate=False)
-    # TensorFlow's own goes through erfc with a float32 constant: 5e-9 off in float64, and no op of ONNX. LiteRT makes
-    # its built-in GELU of either form.
-    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+    return ops.gelu(x, approximate=False)
 
 
 def _has_jax_kernel(x):
