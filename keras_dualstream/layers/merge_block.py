@@ -13,6 +13,7 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.tokens import map_to_tokens
+from keras_dualstream.ops.tokens import split_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
 
 
@@ -96,13 +97,11 @@ class MergeBlock(NestedCall, keras.layers.Layer):
         y = ops.concatenate([map_to_tokens(x), z], axis=1)
         n = self.norm1(y)
         y = y + self.drop_path.drop(self.scale1(self.attention(n, n)), factors[0])
-        n = self.norm2(y)
-        branch = [
-            map_to_tokens(self.feed_forward(tokens_to_map(n[:, :pixels], like=x))),
-            self.semantic_feed_forward(n[:, pixels:]),
-        ]
+        n_x, n_z = split_tokens(self.norm2(y), pixels)
+        branch = [map_to_tokens(self.feed_forward(tokens_to_map(n_x, like=x))), self.semantic_feed_forward(n_z)]
         y = y + self.drop_path.drop(self.scale2(ops.concatenate(branch, axis=1)), factors[1])
-        return tokens_to_map(y[:, :pixels], like=x), y[:, pixels:]
+        x_tokens, z = split_tokens(y, pixels)
+        return tokens_to_map(x_tokens, like=x), z
 
     def compute_output_shape(self, x_shape, z_shape):
         return x_shape, z_shape

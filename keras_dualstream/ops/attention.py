@@ -93,15 +93,13 @@ def _attend(query, key, value, bias, dropout):
 def _products(like):
     """Functions for `q kᵀ` and for `weights · v`.
 
-    On TensorFlow as matrix products behind transpositions: with gradients they take 65 ms instead of the einsum's 99 for
-    8 × 10 heads of 32, 260 queries and keys, 32 instead of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of 14
-    for 128 × 3 heads of 16, 49 queries and keys (two cores); forward about the same.
+    On TensorFlow as matrix products behind transpositions. With gradients they take 65 ms instead of the einsum's 99
+    for 8 × 10 heads of 32, 260 queries and keys, 32 instead of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of
+    14 for 128 × 3 heads of 16, 49 queries and keys (two cores); forward about the same.
     """
     if keras.config.backend() == "tensorflow" and not is_float64(like):
         return (
             lambda query, key: ops.matmul(ops.transpose(query, (0, 2, 1, 3)), ops.transpose(key, (0, 2, 3, 1))),
-            lambda weights, value: ops.transpose(
-                ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3)
-            ),
+            lambda weights, value: ops.transpose(ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3)),
         )
     return functools.partial(ops.einsum, "bqhd,bkhd->bhqk"), functools.partial(ops.einsum, "bhqk,bkhd->bqhd")

@@ -68,7 +68,9 @@ def _normalization(epsilon, axes):
             of_given, of_product = for_beta * gamma, for_gamma * gamma
         else:
             # As products with gamma: XLA would repeat it to the size of `x`, at the start of the step, to sum up.
-            of_given, of_product = (jnp.sum(each @ gamma[:, None], axes[:-1], keepdims=True) for each in (upstream, upstream * x))
+            of_given, of_product = (
+                jnp.sum(each @ gamma[:, None], axes[:-1], keepdims=True) for each in (upstream, upstream * x)
+            )
         for_x = inverse * (upstream * gamma - of_given / count - x * (of_product / count))
         return for_x, for_gamma, for_beta
 

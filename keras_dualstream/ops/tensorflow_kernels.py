@@ -108,7 +108,10 @@ def tensorflow_matmul(x, kernel):
     Returns:
         Tensor `(..., units)`.
     """
-    return _matmul()(x, kernel)
+    import tensorflow as tf
+
+    # Read, as a function with a gradient of its own takes no variable.
+    return _matmul()(x, tf.convert_to_tensor(kernel))
 
 
 @functools.cache

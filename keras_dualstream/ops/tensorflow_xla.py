@@ -1,12 +1,10 @@
-"""Parts of TensorFlow's graph that XLA compiles: one loop where TensorFlow runs, and writes, one operation after the other.
+"""Parts of TensorFlow's graph that XLA compiles: one loop where TensorFlow runs one operation after the other.
 
 They are parts of graphs that TensorFlow runs on a CPU itself: not of exported ones, which other programs run, and not
 where XLA compiles everything or operations run one by one.
 """
 
 import functools
-
-import keras
 
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting
