@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import traced_by_jax
@@ -38,7 +39,8 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
     Returns:
         Tensor `(batch, queries, channels)`.
     """
-    query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
+    dtype = query.dtype
+    query, key, value = (_split_heads(for_sums(tokens), num_heads) for tokens in (query, key, value))
     if keras.config.backend() == "torch" and dropout is None:
         output = pytorch_attention(query, key, value, bias)
     else:
@@ -47,11 +49,12 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         query = query * query.shape[-1] ** -0.5
         if dropout is None and jax_on_cpu() and _is_exact(query):
             output = _attend_on_jax(query, key, value, bias)
-        elif dropout is not None or keras.config.backend() == "tensorflow" or _has_no_kernel(query):
+        elif dropout is not None or _is_faster_as_products(query) or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
         else:
             output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0)
-    return ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
+    output = ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
+    return output if output.dtype == dtype else ops.cast(output, dtype)
 
 
 def _split_heads(tokens, num_heads):
@@ -71,9 +74,10 @@ def _is_exact(x):
 
 
 def _has_no_kernel(x):
-    """Whether `keras.ops.dot_product_attention` cannot compute in the dtype of `x` on JAX and PyTorch.
+    """Whether `keras.ops.dot_product_attention` cannot compute in the dtype of `x`.
 
-    It turns float64 into float32; JAX has no float16 product with float32 sums on CPU and raises.
+    It turns float64 into float32 on JAX and holds a float32 constant on
+    TensorFlow; JAX has no float16 product with float32 sums on CPU and raises.
     """
     return is_float64(x) or (keras.config.backend() == "jax" and x.dtype == "float16")
 
@@ -91,15 +95,20 @@ def _attend(query, key, value, bias, dropout):
 
 
 def _products(like):
-    """Functions for `q kᵀ` and for `weights · v`.
-
-    On TensorFlow as matrix products behind transpositions. With gradients they take 65 ms instead of the einsum's 99
-    for 8 × 10 heads of 32, 260 queries and keys, 32 instead of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of
-    14 for 128 × 3 heads of 16, 49 queries and keys (two cores); forward about the same.
-    """
-    if keras.config.backend() == "tensorflow" and not is_float64(like):
+    """Functions for `q kᵀ` and for `weights · v`."""
+    if _is_faster_as_products(like):
         return (
             lambda query, key: ops.matmul(ops.transpose(query, (0, 2, 1, 3)), ops.transpose(key, (0, 2, 3, 1))),
             lambda weights, value: ops.transpose(ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3)),
         )
     return functools.partial(ops.einsum, "bqhd,bkhd->bhqk"), functools.partial(ops.einsum, "bhqk,bkhd->bqhd")
+
+
+def _is_faster_as_products(x):
+    """Whether attention goes as matrix products behind transpositions, as in float32 on TensorFlow.
+
+     With gradients they take 65 ms instead of the einsum's 99 for 8 × 10 heads of 32, 260 queries and keys, 32 instead
+     of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of 14 for 128 × 3 heads of 16, 49 queries and keys (two
+    cores); forward about the same.
+    """
+    return keras.config.backend() == "tensorflow" and keras.backend.standardize_dtype(x.dtype) == "float32"

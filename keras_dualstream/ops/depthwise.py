@@ -12,8 +12,8 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import exporting_to_litert
-from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
 
@@ -70,11 +70,9 @@ def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
     if not isinstance(padding, str):
         pads = [(0, 0), *padding, (0, 0)] if data_format == "channels_last" else [(0, 0), (0, 0), *padding]
         x, padding = ops.pad(x, pads), "valid"
-    # TensorFlow's CPU kernel adds the products up in the dtype of the map; float16 would lose two bits of its eleven.
-    exact = "float32" if _sums_in_half(x) else x.dtype
     y = ops.depthwise_conv(
-        ops.cast(x, exact),
-        ops.cast(kernel, exact),
+        for_sums(x),
+        for_sums(kernel),
         strides=strides,
         padding=padding,
         dilation_rate=dilation_rate,
@@ -131,11 +129,6 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
     zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
     y = shifted_products(x, taps, strides, zeros, dilation_rate)
     return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
-
-
-def _sums_in_half(x):
-    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
-    return half and tensorflow_on_cpu()
 
 
 def _batch_in_channels(x, kernel, strides, padding):

@@ -9,10 +9,11 @@ def after(upstream, x):
     XLA finds what a backward pass computes from the forward pass' arrays alone to be
     ready before, computes it early, and keeps it until it is needed; on CPU it has no
     regard for `jax.lax.optimization_barrier`, by which `jax.checkpoint` would prevent
-    that. One number of the upstream gradient, times zero, makes it wait: of
-    normalised maps, windows of convolutions, transposed tokens, statistics and γ
-    repeated to the size of the map. The buffer of a training step of DFvT-T was 357 MB
-    with them, that of DFvT-S 474 (MB_AFTER without).
+    that. One number of the upstream gradient, times zero, makes it wait. Early came
+    normalised maps, windows of convolutions, transposed tokens, and statistics repeated
+    to the size of the map: without these the buffer of DFvT-T's training step is 203
+    instead of 357 MB, which the system clears page by page at every step, and the step
+    takes a sixth less time.
 
     Args:
         upstream: float array of any shape.

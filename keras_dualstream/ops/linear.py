@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.jax_linear import jax_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_linear
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
@@ -42,6 +43,8 @@ def _product(x, kernel):
             return jax_linear(x, kernel)
     if is_float64(x):
         return ops.einsum("ni,io->no", x, kernel)
+    if for_sums(x) is not x:
+        return ops.cast(_product(for_sums(x), for_sums(kernel)), x.dtype)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x) and x.shape[-1] >= 2 * kernel.shape[-1]:
         return tensorflow_matmul(x, ops.convert_to_tensor(kernel))
     return ops.matmul(x, kernel)
