@@ -76,6 +76,6 @@ def converting_jax_to_tensorflow():
 def _called_from(modules):
     """Whether a module of this beginning is among the callers: exporters tell nobody else, neither model nor layers."""
     frame = sys._getframe()
-    while frame is not None and not frame.f_globals.get("__name__", "").startswith(modules):
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith(modules):
         frame = frame.f_back
     return frame is not None

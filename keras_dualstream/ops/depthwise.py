@@ -70,9 +70,10 @@ def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
     if not isinstance(padding, str):
         pads = [(0, 0), *padding, (0, 0)] if data_format == "channels_last" else [(0, 0), (0, 0), *padding]
         x, padding = ops.pad(x, pads), "valid"
+    exact = for_sums(x)
     y = ops.depthwise_conv(
-        for_sums(x),
-        for_sums(kernel),
+        exact,
+        ops.cast(kernel, exact.dtype),
         strides=strides,
         padding=padding,
         dilation_rate=dilation_rate,

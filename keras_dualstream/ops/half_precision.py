@@ -9,11 +9,11 @@ from keras_dualstream.ops.compiler import tensorflow_on_cpu
 def for_sums(x):
     """`x` as sums of products are to read it: in float32 where it is in half precision and TensorFlow sums on a CPU.
 
-    Its depthwise kernel and its batches of products add up in the dtype they are
-    given, so that attention scores of 128 channels in bfloat16 were 1.5% off; its
-    matrix products cut results off to bfloat16 instead of rounding them, for twice
-    the error. Kernels for CPUs that compute in half precision do neither, but
-    TensorFlow does not tell which it has. The result is to be cast back.
+    So do the graphs that it exports there. Its depthwise kernel and its batches of
+    products add up in the dtype they are given, so that attention scores of 128 channels
+    in bfloat16 were 1.5% off; its matrix products cut results off to bfloat16 instead of
+    rounding them, for twice the error. Kernels for CPUs that compute in half precision
+    do neither, but TensorFlow does not tell which it has. The result is to be cast back.
 
     Args:
         x: float tensor or variable.

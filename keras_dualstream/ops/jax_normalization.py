@@ -17,7 +17,7 @@ def jax_normalization(x, gamma, beta, epsilon, axes):
         gamma: array `(channels,)` or `None`.
         beta: array `(channels,)` or `None`.
         epsilon: float.
-        axes: tuple of int, not negative.
+        axes: tuple of int, not negative: all but the last, or some that end with it.
 
     Returns:
         Array of the shape of `x`, and the mean and the variance, the axes over

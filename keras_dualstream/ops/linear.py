@@ -43,11 +43,20 @@ def _product(x, kernel):
             return jax_linear(x, kernel)
     if is_float64(x):
         return ops.einsum("ni,io->no", x, kernel)
-    if for_sums(x) is not x:
-        return ops.cast(_product(for_sums(x), for_sums(kernel)), x.dtype)
-    if keras.config.backend() == "tensorflow" and ops.is_tensor(x) and x.shape[-1] >= 2 * kernel.shape[-1]:
-        return tensorflow_matmul(x, ops.convert_to_tensor(kernel))
+    exact = for_sums(x)
+    if exact is not x:
+        return ops.cast(_product(exact, ops.cast(kernel, exact.dtype)), x.dtype)
+    if _has_few_units(x, kernel):
+        return tensorflow_matmul(x, kernel)
     return ops.matmul(x, kernel)
+
+
+def _has_few_units(x, kernel):
+    """Whether TensorFlow's gradient of a kernel of these units takes twice as long as that of the transposed one."""
+    if keras.config.backend() != "tensorflow" or not ops.is_tensor(x):
+        return False
+    same = keras.backend.standardize_dtype(x.dtype) == keras.backend.standardize_dtype(kernel.dtype)
+    return same and x.shape[-1] >= 2 * kernel.shape[-1]
 
 
 def scale_and_shift(x, gamma, beta):

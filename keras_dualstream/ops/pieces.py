@@ -37,10 +37,28 @@ def in_pieces(function, shape, *tensors):
     import jax
 
     shapes = [jax.ShapeDtypeStruct((x.shape[0] // count, *x.shape[1:]), x.dtype) for x in tensors]
-    # The weights that the function reads become its arguments, so that they have gradients. JAX remembers what it did
-    # with a function, and would return the weights of another trace for the same one.
-    converted, weights = jax.closure_convert(lambda *piece: function(*piece), *shapes)
-    return _recomputed()(converted, count, tensors, weights)
+    return _recomputed()(*_with_weights(function, shapes), count, tensors)
+
+
+def _with_weights(function, shapes):
+    """The arrays that a function reads beside its arguments, and the function of these and of the arguments.
+
+    `jax.closure_convert` does so too, and keeps the layers whose functions it converted for ever.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    # JAX remembers functions: a new one, which is forgotten.
+    traced = jax.make_jaxpr(lambda *piece: function(*piece))(*shapes)
+    varying = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in traced.consts]
+    others = [x for x, varies in zip(traced.consts, varying, strict=True) if not varies]
+
+    def compute(weights, *piece):
+        weights, constants = iter(weights), iter(others)
+        read = [next(weights if varies else constants) for varies in varying]
+        return jax.core.eval_jaxpr(traced.jaxpr, read, *piece)[0]
+
+    return [x for x, varies in zip(traced.consts, varying, strict=True) if varies], compute
 
 
 def count_pieces(shape, at_once=None):
@@ -102,20 +120,21 @@ def map_pieces(function, count, *arrays):
 def _recomputed():
     import jax
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-    def compute(function, count, tensors, weights):
-        return map_pieces(lambda *piece: (function(*piece, *weights), ()), count, *tensors)[0]
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+    def compute(weights, function, count, tensors):
+        return map_pieces(lambda *piece: (function(weights, *piece), ()), count, *tensors)[0]
 
-    def forward(function, count, tensors, weights):
-        return compute(function, count, tensors, weights), (tensors, weights)
+    def forward(weights, function, count, tensors):
+        return compute(weights, function, count, tensors), (weights, tensors)
 
     def backward(function, count, saved, upstream):
-        tensors, weights = saved
+        weights, tensors = saved
 
         def gradients(upstream, *piece):
-            return jax.vjp(lambda piece, weights: function(*piece, *weights), piece, weights)[1](upstream)
+            return jax.vjp(lambda piece, weights: function(weights, *piece), piece, weights)[1](upstream)
 
-        return map_pieces(gradients, count, upstream, *tensors)
+        for_tensors, for_weights = map_pieces(gradients, count, upstream, *tensors)
+        return for_weights, for_tensors
 
     compute.defvjp(forward, backward)
     return compute

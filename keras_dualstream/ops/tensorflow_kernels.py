@@ -79,7 +79,13 @@ def _with_gradient(function, gradient, x):
 
     if not takes_xla(x):
         return function(x)
-    return tf.custom_gradient(lambda x: (function(x), lambda upstream: in_xla(gradient, x, upstream)))(x)
+
+    @tf.custom_gradient
+    def compute(x):
+        # Where the upstream gradient comes from, its shape may be unknown.
+        return function(x), lambda upstream: in_xla(gradient, x, tf.ensure_shape(upstream, x.shape))
+
+    return compute(x)
 
 
 def _gelu_gradient(x, upstream):

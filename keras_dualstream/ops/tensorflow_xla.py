@@ -55,5 +55,5 @@ def _has_compiler():
     try:
         with tf.init_scope(), tf.device("CPU"):
             return float(tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))) == 2.0
-    except tf.errors.OpError:
+    except (tf.errors.OpError, TypeError):
         return False

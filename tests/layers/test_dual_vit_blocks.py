@@ -135,3 +135,10 @@ def test_class_block_does_not_depend_on_the_order_of_the_tokens():
     x, z = inputs()
     turned = block(x[:, ::-1], z[:, ::-1])
     assert relative_error(turned, block(x, z)) < 1e-6
+
+
+def test_merge_block_takes_any_number_of_semantic_tokens():
+    x, z = keras.Input((4, 5, 8)), keras.Input((None, 8))
+    model = keras.Model([x, z], layers.MergeBlock(2)(x, z))
+    found = model.predict([images(2, 4, 5, 8), images(2, 3, 8)], verbose=0)
+    assert [output.shape for output in found] == [(2, 4, 5, 8), (2, 3, 8)]

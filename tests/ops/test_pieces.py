@@ -1,6 +1,8 @@
 """In pieces, a function gives what it gives at once, and so do its gradients."""
 
 import functools
+import gc
+import weakref
 
 import keras
 import numpy as np
@@ -95,3 +97,19 @@ def test_a_batch_that_only_single_samples_share_evenly_stays_whole(monkeypatch):
         x = np.ones((batch, SAMPLE), "float32")
         found.append(has_loop(lambda x: pieces.in_pieces(lambda x: x + 1, x.shape, x), x))
     assert found == [False, True]
+
+
+def test_layers_that_went_in_pieces_can_go(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", SAMPLE)
+    layer = FeedForward(2.0, kernel_size=3)
+    layer.build((2, 5, 7, 4))
+    arrays = (np.ones((2, 5, 7, 4), "float32"), *(to_numpy(weight) for weight in layer.weights))
+
+    def forward(x, *weights, layer=layer):
+        return layer.stateless_call(weights, [], x)[0]
+
+    value_and_gradients(forward, *arrays)
+    gone = weakref.ref(layer)
+    del layer, forward
+    gc.collect()
+    assert gone() is None
