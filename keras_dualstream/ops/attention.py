@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.jax_attention import jax_attention
@@ -105,10 +106,10 @@ def _products(like):
 
 
 def _is_faster_as_products(x):
-    """Whether attention goes as matrix products behind transpositions, as in float32 on TensorFlow.
+    """Whether attention goes as matrix products behind transpositions, as in float32 on TensorFlow's CPU.
 
-     With gradients they take 65 ms instead of the einsum's 99 for 8 × 10 heads of 32, 260 queries and keys, 32 instead
-     of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of 14 for 128 × 3 heads of 16, 49 queries and keys (two
+    With gradients they take 65 ms instead of the einsum's 99 for 8 × 10 heads of 32, 260 queries and keys, 32 instead
+    of 36 for 2 heads, 3136 queries and 64 keys, 12 instead of 14 for 128 × 3 heads of 16, 49 queries and keys (two
     cores); forward about the same.
     """
-    return keras.config.backend() == "tensorflow" and keras.backend.standardize_dtype(x.dtype) == "float32"
+    return tensorflow_on_cpu() and keras.backend.standardize_dtype(x.dtype) == "float32"

@@ -10,8 +10,7 @@ def jax_linear(x, kernel):
 
     A training step that writes the new kernel over the old one must have read that before. XLA does not know that it
     has, unless the gradient that changes it depends on the product with it, and copies every kernel at the start of
-    the step: the buffer of DFvT-S' step was 474 MB with the
-    copies, 434 without.
+    the step: the buffer of DFvT-S' step was 474 MB with the copies, 434 without.
 
     Args:
         x: array `(rows, channels)`.

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.jax_linear import jax_linear
@@ -52,8 +53,8 @@ def _product(x, kernel):
 
 
 def _has_few_units(x, kernel):
-    """Whether TensorFlow's gradient of a kernel of these units takes twice as long as that of the transposed one."""
-    if keras.config.backend() != "tensorflow" or not ops.is_tensor(x):
+    """Whether the gradient of a kernel of these units takes twice as long on TensorFlow's CPU as the transposed one."""
+    if not tensorflow_on_cpu() or not ops.is_tensor(x):
         return False
     same = keras.backend.standardize_dtype(x.dtype) == keras.backend.standardize_dtype(kernel.dtype)
     return same and x.shape[-1] >= 2 * kernel.shape[-1]
