@@ -36,3 +36,7 @@ class SiLU(NestedCall, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    def get_config(self):
+        # Keras would otherwise look for the arguments itself and give up at a dtype policy.
+        return super().get_config()

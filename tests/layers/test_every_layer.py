@@ -13,6 +13,7 @@ from helpers import to_numpy
 from keras import ops
 
 from keras_dualstream import layers
+from keras_dualstream.layers.silu import SiLU
 
 MAP, TOKENS, PIXELS, GRID = (5, 9, 8), (6, 8), (45, 8), (2, 3, 6)
 
@@ -63,6 +64,7 @@ LAYERS = {
         [TOKENS, PIXELS],
     ),
     "SemanticTokens": (lambda **kw: layers.SemanticTokens(4, 2, 1e-4, **kw), [MAP]),
+    "SiLU": (lambda **kw: SiLU(**kw), [MAP]),
     "SpatialModule": (lambda **kw: layers.SpatialModule(**kw), [MAP]),
     "SqueezedTokenEnhancer": (lambda **kw: layers.SqueezedTokenEnhancer(2, 3, **kw), [MAP]),
     "TopDownAddition": (lambda **kw: layers.TopDownAddition(**kw), [MAP, (2, 3, 8)]),
@@ -95,7 +97,8 @@ def flat(outputs):
 
 
 def test_every_public_layer_is_tested_here():
-    assert set(LAYERS) == set(layers.__all__)
+    # SiLU only stands in models.
+    assert set(LAYERS) == {*layers.__all__, "SiLU"}
 
 
 def test_config_holds_the_arguments_and_gives_an_equal_layer(name):
