@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.linear import linear
 from keras_dualstream.ops.normalization import batch_normalization
@@ -54,23 +55,36 @@ class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
+        gelu_first: bool. Whether to normalise `gelu(inputs)` in place of the inputs, which nothing else needs then: a
+            training step on JAX then keeps the inputs alone. Defaults to `False`.
         **kwargs: the arguments of `keras.layers.BatchNormalization`, but for
             `axis`, `synchronized` and `renorm`.
     """
 
+    def __init__(self, gelu_first=False, **kwargs):
+        super().__init__(**kwargs)
+        self.gelu_first = gelu_first
+
     def call(self, inputs, training=None, mask=None):
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        of_batch = training and self.trainable and mask is None
+        # In half precision GELU does not compute in the dtype of the normalisation.
+        at_once = self.gelu_first and of_batch and self.compute_dtype == dtype
+        inputs = gelu(inputs) if self.gelu_first and not at_once else inputs
         if mask is not None:
             return super().call(inputs, training=training, mask=mask)
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
         x, mean, variance = (ops.cast(each, dtype) for each in (inputs, self.moving_mean, self.moving_variance))
         gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (self.gamma, self.beta))
-        if training and self.trainable:
-            y, batch_mean, batch_variance = batch_normalization_of_batch(x, gamma, beta, self.epsilon)
+        if of_batch:
+            y, batch_mean, batch_variance = batch_normalization_of_batch(x, gamma, beta, self.epsilon, at_once)
             self.moving_mean.assign(mean * self.momentum + batch_mean * (1.0 - self.momentum))
             self.moving_variance.assign(variance * self.momentum + batch_variance * (1.0 - self.momentum))
         else:
             y = batch_normalization(x, mean, variance, gamma, beta, self.epsilon)
         return ops.cast(y, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "gelu_first": self.gelu_first}
 
     def scale_and_shift(self):
         """`s = γ / √(σ² + ε)` and `t = β - μ · s`: the layer at inference is `x · s + t`."""

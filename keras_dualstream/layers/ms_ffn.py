@@ -8,7 +8,6 @@ from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
-from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.channels import split_channels
 
 
@@ -67,8 +66,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
         self.expand = linear(hidden, "expand", policy, use_bias=False)
         self.depthwise = [depthwise(size, f"depthwise{index}", policy) for index, size in enumerate(self.scales, 1)]
         self.reduce = linear(channels, "reduce", policy, use_bias=False)
-        norms = (batch_normalization(f"norm{i}", policy) for i in (1, 2, 3))
-        self.norm1, self.norm2, self.norm3 = norms
+        self.norm1, self.norm2 = (batch_normalization(f"norm{i}", policy, gelu_first=True) for i in (1, 2))
+        self.norm3 = batch_normalization("norm3", policy)
         for layer, width in ((self.expand, channels), (self.norm3, channels)):
             layer.build((None, None, None, width))
         for layer in (self.norm1, self.norm2, self.reduce):
@@ -78,8 +77,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        h = self.norm1(gelu(self.expand(x)), training=training)
-        h = self.norm2(gelu(h + self._neighbours(h)), training=training)
+        h = self.norm1(self.expand(x), training=training)
+        h = self.norm2(h + self._neighbours(h), training=training)
         return self.norm3(self.reduce(h), training=training)
 
     def _neighbours(self, h):
