@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 from keras_dualstream.layers.nested_call import NestedCall
-from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.linear import linear
 from keras_dualstream.ops.normalization import batch_normalization
@@ -55,36 +54,42 @@ class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
-        gelu_first: bool. Whether to normalise `gelu(inputs)` in place of the inputs, which nothing else needs then: a
-            training step on JAX then keeps the inputs alone. Defaults to `False`.
         **kwargs: the arguments of `keras.layers.BatchNormalization`, but for
             `axis`, `synchronized` and `renorm`.
     """
 
-    def __init__(self, gelu_first=False, **kwargs):
-        super().__init__(**kwargs)
-        self.gelu_first = gelu_first
-
     def call(self, inputs, training=None, mask=None):
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        of_batch = training and self.trainable and mask is None
-        # In half precision GELU does not compute in the dtype of the normalisation.
-        at_once = self.gelu_first and of_batch and self.compute_dtype == dtype
-        inputs = gelu(inputs) if self.gelu_first and not at_once else inputs
         if mask is not None:
             return super().call(inputs, training=training, mask=mask)
-        x, mean, variance = (ops.cast(each, dtype) for each in (inputs, self.moving_mean, self.moving_variance))
-        gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (self.gamma, self.beta))
-        if of_batch:
-            y, batch_mean, batch_variance = batch_normalization_of_batch(x, gamma, beta, self.epsilon, at_once)
-            self.moving_mean.assign(mean * self.momentum + batch_mean * (1.0 - self.momentum))
-            self.moving_variance.assign(variance * self.momentum + batch_variance * (1.0 - self.momentum))
-        else:
-            y = batch_normalization(x, mean, variance, gamma, beta, self.epsilon)
+        if training and self.trainable:
+            return self.normalize_batch(inputs)
+        y = batch_normalization(*self._exactly(inputs, *self._statistics(), self.gamma, self.beta), self.epsilon)
         return ops.cast(y, self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "gelu_first": self.gelu_first}
+    def normalize_batch(self, inputs, normalize=batch_normalization_of_batch):
+        """The layer in training: by the batch's own statistics, of which the running ones take their share.
+
+        Args:
+            inputs: float tensor `(..., channels)`.
+            normalize: function that does so, with the arguments and results of
+                `ops.normalization.batch_normalization_of_batch`. Defaults to that one.
+
+        Returns:
+            Tensor of the shape of `inputs`, in the layer's dtype.
+        """
+        y, *of_batch = normalize(*self._exactly(inputs, self.gamma, self.beta), self.epsilon)
+        share = 1.0 - self.momentum
+        for running, old, new in zip(self._statistics(), self._exactly(*self._statistics()), of_batch, strict=True):
+            running.assign(old * self.momentum + new * share)
+        return ops.cast(y, self.compute_dtype)
+
+    def _statistics(self):
+        return self.moving_mean, self.moving_variance
+
+    def _exactly(self, *tensors):
+        """Tensors in the dtype that normalises, and `None` where there is none."""
+        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        return [x if x is None else ops.cast(x, dtype) for x in tensors]
 
     def scale_and_shift(self):
         """`s = γ / √(σ² + ε)` and `t = β - μ · s`: the layer at inference is `x · s + t`."""

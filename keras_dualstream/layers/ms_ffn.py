@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.layers.normalized_gelu import normalized_gelu
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -66,8 +67,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
         self.expand = linear(hidden, "expand", policy, use_bias=False)
         self.depthwise = [depthwise(size, f"depthwise{index}", policy) for index, size in enumerate(self.scales, 1)]
         self.reduce = linear(channels, "reduce", policy, use_bias=False)
-        self.norm1, self.norm2 = (batch_normalization(f"norm{i}", policy, gelu_first=True) for i in (1, 2))
-        self.norm3 = batch_normalization("norm3", policy)
+        norms = (batch_normalization(f"norm{i}", policy) for i in (1, 2, 3))
+        self.norm1, self.norm2, self.norm3 = norms
         for layer, width in ((self.expand, channels), (self.norm3, channels)):
             layer.build((None, None, None, width))
         for layer in (self.norm1, self.norm2, self.reduce):
@@ -77,8 +78,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        h = self.norm1(self.expand(x), training=training)
-        h = self.norm2(h + self._neighbours(h), training=training)
+        h = normalized_gelu(self.norm1, self.expand(x), training)
+        h = normalized_gelu(self.norm2, h + self._neighbours(h), training)
         return self.norm3(self.reduce(h), training=training)
 
     def _neighbours(self, h):

@@ -6,7 +6,7 @@ from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.initializers import linear_initializer
 
 
-def batch_normalization(name, dtype, **options):
+def batch_normalization(name, dtype):
     """`BatchNorm2d`: ε = 1e-5, and a tenth of each batch's statistics goes into the running ones.
 
     As everywhere in Keras, the running variance takes the batch's own variance;
@@ -15,12 +15,11 @@ def batch_normalization(name, dtype, **options):
     Args:
         name: str. Name of the layer.
         dtype: dtype or dtype policy of the layer.
-        **options: other arguments of `BatchNormalization`.
 
     Returns:
         The layer.
     """
-    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=dtype, **options)
+    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=dtype)
 
 
 def linear(units, name, dtype, **options):

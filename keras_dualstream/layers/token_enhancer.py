@@ -4,6 +4,7 @@ import keras
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.layers.normalized_gelu import normalized_gelu
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -57,8 +58,8 @@ class SqueezedTokenEnhancer(NestedCall, keras.layers.Layer):
         self.depthwise = depthwise(3, "depthwise", policy)
         self.squeeze = linear(waist, "squeeze", policy)
         self.expand = linear(channels, "expand", policy)
-        self.norm1, self.norm2 = (batch_normalization(f"norm{i}", policy, gelu_first=True) for i in (1, 2))
-        self.norm3 = batch_normalization("norm3", policy)
+        norms = (batch_normalization(f"norm{i}", policy) for i in (1, 2, 3))
+        self.norm1, self.norm2, self.norm3 = norms
         for layer in (self.depthwise, self.norm1, self.squeeze, self.norm3):
             layer.build((None, None, None, channels))
         for layer in (self.norm2, self.expand):
@@ -66,8 +67,8 @@ class SqueezedTokenEnhancer(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        y = self.norm1(self.depthwise(x), training=training)
-        y = self.norm2(self.squeeze(y), training=training)
+        y = normalized_gelu(self.norm1, self.depthwise(x), training)
+        y = normalized_gelu(self.norm2, self.squeeze(y), training)
         return x + self.norm3(self.expand(y), training=training)
 
     def compute_output_shape(self, input_shape):

@@ -30,11 +30,16 @@ def gelu(x):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_gelu(x)
-    if _has_jax_kernel(x) and not converting_jax_to_tensorflow():
+    if has_jax_gelu(x):
         return jax_gelu(x)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
         return tensorflow_gelu(x)
     return ops.gelu(x, approximate=False)
+
+
+def has_jax_gelu(x):
+    """Whether `jax_gelu` takes `x`: on CPU, where it was measured, and where TensorFlow need not understand it."""
+    return _has_jax_kernel(x) and not converting_jax_to_tensorflow()
 
 
 def _has_jax_kernel(x):

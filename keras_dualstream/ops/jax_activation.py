@@ -24,7 +24,7 @@ def jax_silu(x):
 
 
 def exact_gelu(x):
-    """`jax_gelu` whose backward pass keeps what JAX' own keeps, for one that starts from `x` anyway."""
+    """The formula of `jax_gelu` alone, for a backward pass that starts from `x` anyway."""
     from jax import lax
 
     return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))

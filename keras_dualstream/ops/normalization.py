@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
@@ -35,7 +34,7 @@ def batch_normalization(x, mean, variance, gamma, beta, epsilon):
     return _by_channel(x, mean, variance, gamma, beta, epsilon)
 
 
-def batch_normalization_of_batch(x, gamma, beta, epsilon, gelu_first=False):
+def batch_normalization_of_batch(x, gamma, beta, epsilon):
     """Batch normalisation by the batch's own statistics over all axes but the last.
 
     Args:
@@ -43,23 +42,25 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon, gelu_first=False):
         gamma: float tensor `(channels,)` or `None`.
         beta: float tensor `(channels,)` or `None`.
         epsilon: float.
-        gelu_first: bool. Whether to normalise `gelu(x)` in place of `x`, which nothing else needs then. Defaults to
-            `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`, and the mean and the (biased)
         variance that normalised it; gradients go through the first.
     """
-    axes = tuple(range(len(x.shape) - 1))
-    if jax_on_cpu():
-        y, mean, variance = jax_normalization(x, gamma, beta, epsilon, axes, gelu_first)
-        return y, ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
-    x = gelu(x) if gelu_first else x
     if keras.config.backend() == "torch":
         return pytorch_batch_normalization(x, gamma, beta, epsilon)
     if _has_tensorflow_kernel(x):
         return tensorflow_batch_normalization(x, gamma, beta, epsilon)
-    y, mean, variance = _normalize(x, axes, gamma, beta, epsilon)
+    y, mean, variance = _normalize(x, tuple(range(len(x.shape) - 1)), gamma, beta, epsilon)
+    return y, ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
+
+
+def batch_normalization_of_gelu(x, gamma, beta, epsilon):
+    """`batch_normalization_of_batch(gelu(x), gamma, beta, epsilon)`, whose backward pass keeps no map but `x`.
+
+    On JAX, where `has_jax_gelu(x)`. Arguments and results are those of `batch_normalization_of_batch`.
+    """
+    y, mean, variance = jax_normalization(x, gamma, beta, epsilon, tuple(range(len(x.shape) - 1)), gelu_first=True)
     return y, ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
 
 

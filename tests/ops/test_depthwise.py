@@ -199,3 +199,14 @@ def test_channels_first_is_the_transpose(padding, multiplier):
 def test_an_unknown_padding_is_named(convolve):
     with pytest.raises(ValueError, match="`padding` must be 'valid', 'same' .* Received: padding='causal'"):
         convolve(np.ones((1, 5, 6, 3), "float32"), np.ones((1, 3, 3, 3), "float32"), padding="causal")
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="the others have kernels of their own")
+@pytest.mark.parametrize("convolve", [depthwise_conv2d, dynamic_depthwise_conv2d])
+def test_a_training_step_on_jax_keeps_no_zeros_around_the_map(convolve):
+    import jax
+
+    x = np.ones((2, 5, 7, 3), "float32")
+    kernel = np.ones((3, 3, 3, 1) if convolve is depthwise_conv2d else (2, 3, 3, 3), "float32")
+    _, gradient = jax.vjp(lambda x, kernel: convolve(x, kernel, padding="same"), x, kernel)
+    assert sorted(leaf.size for leaf in jax.tree.leaves(gradient)) == [kernel.size, x.size]

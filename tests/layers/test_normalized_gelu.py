@@ -1,0 +1,69 @@
+"""A GELU and the normalisation behind it are what they are one after the other, whatever the mode."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import images
+from helpers import randomize
+from helpers import relative_error
+from keras import ops
+
+from keras_dualstream.layers import MSFFN
+from keras_dualstream.layers.float64 import BatchNormalization
+from keras_dualstream.layers.normalized_gelu import normalized_gelu
+from keras_dualstream.ops.activation import gelu
+
+TOLERANCES = {"float32": 1e-6, "mixed_bfloat16": 0, "float64": 1e-14}
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("policy", TOLERANCES)
+def test_values_and_statistics(policy, training, trainable, float64):
+    rng = np.random.default_rng(4)
+    arrays = rng.uniform(0.5, 2, (4, 5))
+    joined, apart = (BatchNormalization(trainable=trainable, dtype=policy) for _ in range(2))
+    for norm in (joined, apart):
+        norm.build((None, 3, 4, 5))
+        for weight, array in zip((norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance), arrays, strict=True):
+            weight.assign(array)
+    # As NumPy: what is given may be overwritten.
+    x = rng.standard_normal((2, 3, 4, 5))
+
+    def tensor():
+        return ops.convert_to_tensor(x, dtype=joined.compute_dtype)
+
+    found = normalized_gelu(joined, tensor(), training)
+    expected = apart(gelu(tensor()), training=training)
+    assert keras.backend.standardize_dtype(found.dtype) == joined.compute_dtype
+    assert relative_error(found, expected) <= TOLERANCES[policy]
+    for ours, other in zip(joined.weights, apart.weights, strict=True):
+        assert relative_error(ours, other) <= TOLERANCES[policy]
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="only there both are one function")
+def test_a_training_step_on_jax_keeps_one_map():
+    import jax
+
+    norm = BatchNormalization()
+    norm.build((None, 3, 4, 5))
+    _, gradient = jax.vjp(lambda x: normalized_gelu(norm, x, training=True), images(2, 3, 4, 5))
+    assert [leaf.size for leaf in jax.tree.leaves(gradient)].count(2 * 3 * 4 * 5) == 1
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="TensorFlow knows its own operations")
+def test_tensorflow_runs_a_training_pass_that_jax_exported(tmp_path):
+    import tensorflow as tf
+
+    layer = MSFFN(1.0, (1,))
+    layer.build((None, 3, 4, 5))
+    randomize(layer)
+    x = images(2, 3, 4, 5)
+    archive = keras.export.ExportArchive()
+    archive.track(layer)
+    signature = [keras.InputSpec("float32", shape=(None, 3, 4, 5))]
+    archive.add_endpoint("train", lambda x: layer(x, training=True), signature)
+    archive.write_out(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    found = loaded.train(x)
+    assert relative_error(np.asarray(found), layer(x, training=True)) < 1e-5
