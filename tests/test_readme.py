@@ -53,7 +53,7 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(path, image)
         keras.utils.save_img("photo.jpg", image)
-    classify, convert, transfer, pyramid, export, _ = SNIPPETS
+    classify, convert, transfer, pyramid, export, compiled, _ = SNIPPETS
     names = {}
     for snippet in (classify, convert, transfer, pyramid):
         exec(snippet, names)
@@ -65,6 +65,11 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         exec(export, names)
         assert (tmp_path / "dualvit_s" / "saved_model.pb").exists()
         assert (tmp_path / "dualvit_s.tflite").stat().st_size > 30e6
+    if keras.config.backend() == "torch":
+        # What is compiled is the same without the C++ that it would become, which takes a minute.
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        exec(compiled, names)
+        assert names["probabilities"].shape == (8, 3)
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="the others compile; test_retinanet.py is run on all")

@@ -1,12 +1,19 @@
 """The speed benchmark plans, measures, resumes and reports. It is about processes, so it runs on one backend."""
 
+import functools
 import json
 
 import keras
 import pytest
+from helpers import images
+from helpers import predict
+from helpers import randomize
+from helpers import relative_error
+from helpers import tiny_dfvt
 
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import measure
+from benchmarks.speed import models
 from benchmarks.speed import plan
 from benchmarks.speed import report
 
@@ -53,6 +60,16 @@ def test_the_published_code_takes_turns_with_every_backend():
         ("naive", "jax"),
         ("naive", "torch-compile"),
     ]
+
+
+def test_pytorch_compiles_the_prediction_of_the_model(monkeypatch):
+    import torch
+
+    # Without the C++ that it would become, which takes a minute.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    model, x = randomize(tiny_dfvt()), images(2, 32, 40, 3)
+    compiled = models.compiled_program(model, torch.from_numpy(x))
+    assert relative_error(compiled(torch.from_numpy(x)), predict(model, x)) < 1e-6
 
 
 def test_ratios_are_medians_over_the_rounds():
