@@ -67,7 +67,7 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "dualvit_s.tflite").stat().st_size > 30e6
     if keras.config.backend() == "torch":
         # What is compiled is the same without the C++ that it would become, which takes a minute.
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
         exec(compiled, names)
         assert names["probabilities"].shape == (8, 3)
 
