@@ -19,7 +19,9 @@ def shifted_products(x, taps, strides, zeros, dilation_rate):
 
     The gradients are written out too: XLA's own for 49 overlapping slices takes
     four times as long, to run and to compile, as the one loop over the taps that
-    sums for the kernel. Products are summed in float32 at least.
+    sums for the kernel. They start from `x`, and put the zeros around it anew: with the
+    padded maps kept, XLA's buffer of TransXNet-T's training step on JAX was 1,614 MB
+    instead of 1,367. Products are summed in float32 at least.
 
     Args:
         x: float tensor `(batch, height, width, channels)`.
