@@ -98,6 +98,9 @@ def environment(subject, settings):
         "OMP_NUM_THREADS": str(settings.threads),
         "MKL_NUM_THREADS": str(settings.threads),
         "TF_NUM_INTRAOP_THREADS": str(settings.threads),
+        # Several processes share a GPU.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         # A program that some earlier run compiled would make the first call look short.
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
     }

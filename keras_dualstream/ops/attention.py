@@ -53,7 +53,8 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         elif dropout is not None or _is_faster_as_products(query) or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
         else:
-            output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0)
+            fused = False if _has_fused_kernel_without_gradient(query, key) else None
+            output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0, flash_attention=fused)
     output = ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
     return output if output.dtype == dtype else ops.cast(output, dtype)
 
@@ -72,6 +73,15 @@ def _attend_on_jax(query, key, value, bias):
 
 def _is_exact(x):
     return keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
+
+
+def _has_fused_kernel_without_gradient(query, key):
+    """Whether cuDNN's fused kernel, which Keras takes on JAX in half precision, may have no gradient.
+
+    It has none for odd numbers of tokens: Keras then logs a traceback for every layer and takes the products after all.
+    """
+    counts = query.shape[1], key.shape[1]
+    return keras.config.backend() == "jax" and any(isinstance(count, int) and count % 2 for count in counts)
 
 
 def _has_no_kernel(x):

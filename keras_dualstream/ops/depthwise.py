@@ -9,8 +9,10 @@ has the measurements, per shape and batch size.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.half_precision import for_sums
@@ -47,7 +49,11 @@ def depthwise_conv2d(
     y = _without_bias(x, kernel, strides, padding, dilation_rate, data_format)
     if bias is None:
         return y
-    return y + ops.reshape(bias, (1, 1, 1, -1) if data_format == "channels_last" else (1, -1, 1, 1))
+    return y + _per_channel(bias, data_format)
+
+
+def _per_channel(weights, data_format):
+    return ops.reshape(weights, (1, 1, 1, -1) if data_format == "channels_last" else (1, -1, 1, 1))
 
 
 def _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias):
@@ -65,6 +71,8 @@ def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
     # TensorFlow's kernel has one stride for both axes.
     if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
         return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format)
+    if compiled_by_xla() and _is_one_product(kernel.shape, strides, padding):
+        return x * _per_channel(ops.cast(kernel, x.dtype), data_format)
     if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
         padding = "same"
     if not isinstance(padding, str):
@@ -150,6 +158,16 @@ def _batch_in_first_channels(x, kernel, strides, padding):
     y = depthwise_conv2d(folded, taps, strides, padding, data_format="channels_first")
     y = ops.reshape(y, (batch, channels, *ops.shape(y)[2:]))
     return ops.transpose(y, (0, 2, 3, 1))
+
+
+def _is_one_product(kernel_shape, strides, padding):
+    """Whether every output is one input times one weight, as in the smallest scale of TransXNet's feed-forward network.
+
+    XLA fuses a product; a convolution on a GPU goes to cuDNN, and to try its kernels takes 5 to 25 seconds of compiling
+    for each shape (H100).
+    """
+    no_zeros = isinstance(padding, str) or not np.any(padding)
+    return tuple(kernel_shape[:2]) == (1, 1) and kernel_shape[3] == 1 and tuple(strides) == (1, 1) and no_zeros
 
 
 def _means_same(padding, kernel_size, strides, dilation_rate):

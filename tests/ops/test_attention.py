@@ -78,3 +78,20 @@ def test_large_scores_do_not_overflow_half_precision(dtype):
     value = np.stack([np.full(4, 1.0), np.full(4, -1.0)])[None]
     found = multi_head_attention(*(ops.convert_to_tensor(x, dtype=dtype) for x in (query, key, value)), num_heads=1)
     np.testing.assert_array_equal(to_numpy(ops.cast(found, "float32")), np.ones((1, 1, 4)))
+
+
+@pytest.mark.parametrize(("tokens", "fused"), [((4, 6), None), ((4, 7), False), ((3, 6), False)])
+def test_jax_tries_no_fused_kernel_that_has_no_gradient(tokens, fused, monkeypatch):
+    """cuDNN's kernel, which Keras would try on a GPU, raises for odd numbers of tokens, and Keras logs that."""
+    asked = []
+    original = ops.dot_product_attention
+
+    def recorded(*args, flash_attention=None, **kwargs):
+        asked.append(flash_attention)
+        return original(*args, flash_attention=flash_attention, **kwargs)
+
+    monkeypatch.setattr(ops, "dot_product_attention", recorded)
+    query, key = (ops.ones((2, count, 8), dtype="bfloat16") for count in tokens)
+    found = multi_head_attention(query, key, key, num_heads=2)
+    assert relative_error(to_numpy(ops.cast(found, "float32")), np.ones((2, tokens[0], 8))) < 1e-2
+    assert asked == ([fused] if keras.config.backend() == "jax" else asked)

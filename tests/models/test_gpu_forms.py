@@ -1,0 +1,35 @@
+"""The forms that XLA and TensorFlow get for a GPU compute what those for a CPU do, here on a CPU."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import gradient_function
+from helpers import images
+from helpers import randomize
+from helpers import relative_error
+from helpers import tiny_dfvt
+from helpers import tiny_dsnet
+from helpers import tiny_model
+from helpers import tiny_transxnet
+
+from keras_dualstream.ops import compiler
+
+pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTorch has the same forms everywhere")
+
+
+@pytest.mark.parametrize("maker", [tiny_dsnet, tiny_model, tiny_dfvt, tiny_transxnet])
+def test_predictions_and_gradients_are_the_same(maker, monkeypatch):
+    model = randomize(maker(classifier_activation=None))
+    x = images(2, *model.input_shape[1:])
+    weights = images(2, 5, seed=1)
+
+    def compute():
+        value, gradients = gradient_function(model, lambda y: keras.ops.sum(y * weights))(x)
+        return np.append(value, np.concatenate([gradient.ravel() for gradient in gradients]))
+
+    expected = compute()
+    asked = []
+    monkeypatch.setattr(compiler, "_has_gpu", lambda: not asked.append(True))
+    found = compute()
+    assert asked
+    assert relative_error(found, expected) < 1e-5
