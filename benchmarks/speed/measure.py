@@ -98,7 +98,7 @@ def environment(subject, settings):
         "OMP_NUM_THREADS": str(settings.threads),
         "MKL_NUM_THREADS": str(settings.threads),
         "TF_NUM_INTRAOP_THREADS": str(settings.threads),
-        # By itself TensorFlow takes oneDNN's kernels, as PyTorch does everywhere, only on CPUs with AVX-512 or AMX.
+        # By itself TensorFlow takes oneDNN's kernels, as PyTorch does everywhere, only on CPUs with VNNI or AMX.
         "TF_ENABLE_ONEDNN_OPTS": "1",
         # Several processes share a GPU.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

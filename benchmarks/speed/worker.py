@@ -1,7 +1,7 @@
 """One subject in a process of its own: reads a request a line from stdin, answers a line of JSON on stdout.
 
 Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one step; `peak` with the
-most memory since the first call.
+most memory since the first call, on a GPU since the start.
 """
 
 import json
@@ -55,7 +55,7 @@ class Worker:
         return dict(seconds=timed(getattr(self.model, self.subject.mode)))
 
     def peak(self):
-        """The most memory since the first call, on the GPU where that runs."""
+        """The most memory since the first call; on a GPU since the start, compiling included, as JAX cannot forget it."""
         on_gpu = self.settings.device == "gpu"
         return dict(memory_peak=memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak())
 

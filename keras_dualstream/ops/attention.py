@@ -78,7 +78,8 @@ def _is_exact(x):
 def _has_fused_kernel_without_gradient(query, key):
     """Whether cuDNN's fused kernel, which Keras takes on JAX in half precision, may have no gradient.
 
-    It has none for odd numbers of tokens: Keras then logs a traceback for every layer and takes the products after all.
+    It has none for odd numbers of tokens with a bias, and JAX (0.10 and 0.11) takes its stand-in for no bias for one:
+    Keras then logs a traceback for every layer and takes the products after all.
     """
     counts = query.shape[1], key.shape[1]
     return keras.config.backend() == "jax" and any(isinstance(count, int) and count % 2 for count in counts)

@@ -4,17 +4,17 @@ XLA has no kernel for depthwise convolutions on CPU and walks through them
 element by element. There the sum over the kernel's taps is written out as
 shifted products (`shifted_products.py`), which XLA fuses into one loop: 10 to
 30 times faster at 3×3. TensorFlow's and PyTorch's own kernels win where XLA does not
-compile, as long as they add the zeros around the map themselves. benchmarks/depthwise.md
-has the measurements, per shape and batch size.
+compile, as long as they add the zeros around the map themselves, and on a GPU cuDNN's
+do. benchmarks/depthwise.md has the measurements, per shape and batch size.
 """
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.compiler import xla_on_cpu
+from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
@@ -72,7 +72,7 @@ def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
     if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
         return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format)
     if compiled_by_xla() and _is_one_product(kernel.shape, strides, padding):
-        return x * _per_channel(ops.cast(kernel, x.dtype), data_format)
+        return _by_product(x, kernel, data_format)
     if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
         padding = "same"
     if not isinstance(padding, str):
@@ -140,6 +140,13 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
     return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
 
 
+def _by_product(x, kernel, data_format):
+    """`depthwise_conv2d` with one tap, whose gradients are summed in float32 at least."""
+    exact = "float64" if is_float64(x) else "float32"
+    y = ops.cast(x, exact) * _per_channel(ops.cast(kernel, exact), data_format)
+    return ops.cast(y, x.dtype)
+
+
 def _batch_in_channels(x, kernel, strides, padding):
     """One kernel per sample as one depthwise convolution whose channels are those of all samples."""
     batch, height, width, channels = ops.shape(x)
@@ -161,12 +168,12 @@ def _batch_in_first_channels(x, kernel, strides, padding):
 
 
 def _is_one_product(kernel_shape, strides, padding):
-    """Whether every output is one input times one weight, as in the smallest scale of TransXNet's feed-forward network.
+    """Whether every output is one input times one weight, as in TransXNet's feed-forward network and attention.
 
-    XLA fuses a product; a convolution on a GPU goes to cuDNN, and to try its kernels takes 5 to 25 seconds of compiling
-    for each shape (H100).
+    XLA fuses a product; a convolution on a GPU goes to cuDNN, and to try cuDNN's kernels takes 5 to 25 seconds of
+    compiling for each shape (H100, four shapes at a time).
     """
-    no_zeros = isinstance(padding, str) or not np.any(padding)
+    no_zeros = isinstance(padding, str) or not any(map(any, padding))
     return tuple(kernel_shape[:2]) == (1, 1) and kernel_shape[3] == 1 and tuple(strides) == (1, 1) and no_zeros
 
 

@@ -1,4 +1,4 @@
-"""The forms that XLA and TensorFlow get for a GPU compute what those for a CPU do, here on a CPU."""
+"""The forms that JAX and TensorFlow get for a GPU compute what those for a CPU do, here on a CPU."""
 
 import keras
 import numpy as np

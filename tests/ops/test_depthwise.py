@@ -12,6 +12,7 @@ from helpers import relative_error
 from helpers import to_numpy
 from keras import ops
 
+from keras_dualstream.ops import compiler
 from keras_dualstream.ops.depthwise import depthwise_conv2d
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 
@@ -210,3 +211,50 @@ def test_a_training_step_on_jax_keeps_no_zeros_around_the_map(convolve):
     kernel = np.ones((3, 3, 3, 1) if convolve is depthwise_conv2d else (2, 3, 3, 3), "float32")
     _, gradient = jax.vjp(lambda x, kernel: convolve(x, kernel, padding="same"), x, kernel)
     assert sorted(leaf.size for leaf in jax.tree.leaves(gradient)) == [kernel.size, x.size]
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA compiles for JAX and TensorFlow")
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_one_tap_is_a_product_where_xla_compiles_for_a_gpu(data_format, monkeypatch):
+    """Its gradients are summed in float32: 2,560 products in bfloat16 would be off by a tenth."""
+    monkeypatch.setattr(compiler, "_has_gpu", lambda: True)
+    monkeypatch.setattr(ops, "depthwise_conv", None)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.random((4, 32, 20, 3)).astype("float32"), rng.random((1, 1, 3, 1)).astype("float32")
+    bias, taken = np.float32([1, 2, 3]), x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+
+    def convolve(kernel):
+        return depthwise_conv2d(
+            ops.cast(taken, kernel.dtype),
+            kernel,
+            padding="same",
+            data_format=data_format,
+            bias=ops.cast(bias, kernel.dtype),
+        )
+
+    y, _ = _compiled_with_gradient(convolve, kernel, "float32")
+    y = y if data_format == "channels_last" else y.transpose(0, 2, 3, 1)
+    assert relative_error(y, x * kernel[0, 0, :, 0] + bias) < 1e-6
+    _, gradient = _compiled_with_gradient(convolve, kernel, "bfloat16")
+    assert relative_error(gradient[0, 0, :, 0], x.sum((0, 1, 2))) < 2**-8
+
+
+def _compiled_with_gradient(function, x, dtype):
+    """`function(x)` and the gradient of its sum, as XLA compiles them."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        x = ops.cast(x, dtype)
+        y, gradient = jax.jit(lambda x: (function(x), jax.grad(lambda x: ops.sum(function(x)))(x)))(x)
+    else:
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True)
+        def compute(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = function(x)
+            return y, tape.gradient(y, x)
+
+        y, gradient = compute(tf.constant(x, dtype))
+    return [to_numpy(ops.cast(each, "float32")) for each in (y, gradient)]
