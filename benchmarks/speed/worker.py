@@ -55,7 +55,7 @@ class Worker:
         return dict(seconds=timed(getattr(self.model, self.subject.mode)))
 
     def peak(self):
-        """The most memory since the first call; on a GPU since the start, compiling included, as JAX cannot forget it."""
+        """The most memory since the first call; on a GPU since the start, compiling included: JAX cannot forget it."""
         on_gpu = self.settings.device == "gpu"
         return dict(memory_peak=memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak())
 
