@@ -60,6 +60,15 @@ def test_the_published_code_takes_turns_with_every_backend():
     ]
 
 
+def test_workers_choose_their_device_and_share_a_gpu():
+    subject = plan.Subject("DFvTT", "keras_dualstream", "jax", "inference")
+    settings = [plan.Settings(1, 32, 32, "float32", device, 1) for device in ("cpu", "gpu")]
+    cpu, gpu = (measure.environment(subject, each) for each in settings)
+    assert (cpu["JAX_PLATFORMS"], cpu["CUDA_VISIBLE_DEVICES"], cpu["TF_ENABLE_ONEDNN_OPTS"]) == ("cpu", "-1", "1")
+    assert (gpu["JAX_PLATFORMS"], gpu["XLA_PYTHON_CLIENT_PREALLOCATE"]) == ("cuda", "false")
+    assert gpu.get("CUDA_VISIBLE_DEVICES") != "-1"
+
+
 def test_pytorch_compiles_the_prediction_of_the_model(monkeypatch):
     import torch
 

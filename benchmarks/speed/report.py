@@ -227,6 +227,8 @@ def plot(found, path):
         label_models(axis, found, mode)
         axis.set(xscale="log", yscale="log", xlabel="GMACs an image", ylabel="images/s", title=mode)
         axis.grid(which="both", alpha=0.2)
+        # Room for the names above the points.
+        axis.margins(0.1)
         axis.legend(fontsize=8)
     settings = found.settings
     figure.suptitle(
