@@ -216,7 +216,7 @@ def test_a_training_step_on_jax_keeps_no_zeros_around_the_map(convolve):
 @pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA compiles for JAX and TensorFlow")
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_one_tap_is_a_product_where_xla_compiles_for_a_gpu(data_format, monkeypatch):
-    """Its gradients are summed in float32: 2,560 products in bfloat16 would be off by a tenth."""
+    """Its gradients are summed in float32: in bfloat16 JAX' sum of 2,560 products would stop at 256."""
     monkeypatch.setattr(compiler, "_has_gpu", lambda: True)
     monkeypatch.setattr(ops, "depthwise_conv", None)
     rng = np.random.default_rng(0)
