@@ -22,6 +22,23 @@ class FlatModel(keras.Model):
         # layers, and from a backbone into itself.
         return [name for name in super().__dir__() if name != "backbone"]
 
+    def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
+        """Keras' walk through the graph, without what no later layer reads.
+
+        Keras keeps what every layer gives until the end: 350 MB more in a prediction of Dual-ViT-B on
+        PyTorch, batch 8 at 224 × 224.
+        """
+        if call_fn is not None:
+            return super()._run_through_graph(inputs, operation_fn, call_fn)
+        tensors = dict(zip(map(id, self.inputs), keras.tree.flatten(inputs), strict=False))
+        for node, read_last in _steps(self):
+            args, kwargs = node.arguments.fill_in(tensors)
+            for key in read_last:
+                del tensors[key]
+            results = operation_fn(node.operation)(*args, **kwargs)
+            tensors.update(zip(map(id, node.outputs), keras.tree.flatten(results), strict=False))
+        return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
+
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Saves the weights, and the optimizer's once it has any; the file appears whole or not at all.
 
@@ -74,6 +91,18 @@ class FlatModel(keras.Model):
             if layer.name in frozen_layers:
                 layer.trainable = False
         return model
+
+
+def _steps(model):
+    """The nodes of a graph in their order, each with the keys of the tensors that no node after it reads."""
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+    steps, read = [], {id(x) for x in model.outputs}
+    for node in reversed(nodes):
+        read_last = {id(x) for x in node.input_tensors} - read
+        read |= read_last
+        steps.append((node, read_last))
+    return reversed(steps)
 
 
 def save_layers(layers, filepath, optimizer=None):

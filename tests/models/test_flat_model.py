@@ -1,0 +1,51 @@
+"""What a model keeps while it is called."""
+
+import weakref
+
+import keras
+import numpy as np
+
+from keras_dualstream.models.flat_model import FlatModel
+
+
+class Watched(keras.layers.Layer):
+    """Adds one, and has what it gives noted."""
+
+    def __init__(self, note):
+        super().__init__()
+        self.note = note
+
+    def call(self, x):
+        y = x + 1
+        self.note(y)
+        return y
+
+
+def watched_model(read_again):
+    """Three layers, the first of whose results is an output too or not, and a list: at each, which results are left."""
+    results, there = [], []
+
+    def note(y):
+        there.append([result() is not None for result in results])
+        results.append(weakref.ref(y))
+
+    images = keras.Input((2,))
+    first = Watched(note)(images)
+    last = Watched(note)(Watched(note)(first))
+    model = FlatModel(images, [first, last] if read_again else last)
+    # Keras called the layers to learn their shapes.
+    results.clear(), there.clear()
+    return model, there
+
+
+def test_a_call_forgets_what_no_later_layer_reads():
+    model, there = watched_model(read_again=False)
+    assert np.array_equal(keras.ops.convert_to_numpy(model(np.zeros((1, 2), "float32"))), [[3, 3]])
+    assert there == [[], [True], [False, True]]
+
+
+def test_a_call_keeps_what_is_an_output():
+    model, there = watched_model(read_again=True)
+    first, last = (keras.ops.convert_to_numpy(y) for y in model(np.zeros((1, 2), "float32")))
+    assert there == [[], [True], [True, True]]
+    assert np.array_equal(first, [[1, 1]]) and np.array_equal(last, [[3, 3]])
