@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.resample import bicubic_taps
 
 # Of the images that every checkpoint was trained on.
@@ -125,4 +126,4 @@ def centre_table(array, shape):
 
 def _exact(array):
     """The array in float32, or in float64 if it is."""
-    return array.astype("float64" if array.dtype == "float64" else "float32")
+    return array.astype(exact_dtype(array.dtype))

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.linear import linear
 from keras_dualstream.ops.normalization import batch_normalization
@@ -44,7 +45,7 @@ class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
     """
 
     def call(self, inputs):
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        dtype = exact_dtype(self.compute_dtype)
         x, gamma, beta = (each if each is None else ops.cast(each, dtype) for each in (inputs, self.gamma, self.beta))
         return ops.cast(layer_normalization(x, gamma, beta, self.epsilon), self.compute_dtype)
 
@@ -88,7 +89,7 @@ class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
 
     def _exactly(self, *tensors):
         """Tensors in the dtype that normalises, and `None` where there is none."""
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        dtype = exact_dtype(self.compute_dtype)
         return [x if x is None else ops.cast(x, dtype) for x in tensors]
 
     def scale_and_shift(self):

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.normalization import group_normalization
 
 
@@ -44,7 +45,7 @@ class GroupNormalization(NestedCall, keras.layers.Layer):
         self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
 
     def call(self, x):
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        dtype = exact_dtype(self.compute_dtype)
         x, gamma, beta = (ops.cast(each, dtype) for each in (x, self.gamma, self.beta))
         return ops.cast(group_normalization(x, gamma, beta, self.epsilon), self.compute_dtype)
 

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.float64 import exact_dtype
+
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class TruncatedNormal(keras.initializers.TruncatedNormal):
@@ -26,7 +28,7 @@ class TruncatedNormal(keras.initializers.TruncatedNormal):
         while beyond.any():
             values[beyond] = rng.standard_normal(np.count_nonzero(beyond))
             beyond = np.abs(values) > 2
-        return ops.convert_to_tensor(self.mean + self.stddev * values, dtype=dtype)
+        return _tensor(self.mean + self.stddev * values, dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -45,7 +47,7 @@ class FanOutNormal(keras.initializers.RandomNormal):
 
     def __call__(self, shape, dtype=None):
         stddev = math.sqrt(2.0 / (math.prod(shape[:-2]) * shape[-1]))
-        return ops.convert_to_tensor(stddev * np.random.default_rng(self.seed).standard_normal(shape), dtype=dtype)
+        return _tensor(stddev * np.random.default_rng(self.seed).standard_normal(shape), dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -58,7 +60,7 @@ class GlorotUniform(keras.initializers.GlorotUniform):
 
     def __call__(self, shape, dtype=None):
         limit = math.sqrt(6.0 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
-        return ops.convert_to_tensor(np.random.default_rng(self.seed).uniform(-limit, limit, shape), dtype=dtype)
+        return _tensor(np.random.default_rng(self.seed).uniform(-limit, limit, shape), dtype)
 
 
 def linear_initializer():
@@ -69,3 +71,8 @@ def linear_initializer():
 def conv_initializer():
     """Normal with variance `2 / fan_out`, for kernels of convolutions."""
     return FanOutNormal()
+
+
+def _tensor(values, dtype):
+    """A tensor of drawn values, rounded on the host: JAX would compile a program for every shape to do that too."""
+    return ops.convert_to_tensor(values.astype(exact_dtype(dtype)), dtype=dtype)

@@ -14,7 +14,7 @@ from keras import ops
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.compiler import xla_on_cpu
-from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
@@ -142,7 +142,7 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
 
 def _by_product(x, kernel, data_format):
     """`depthwise_conv2d` with one tap, whose gradients are summed in float32 at least."""
-    exact = "float64" if is_float64(x) else "float32"
+    exact = exact_dtype(x.dtype)
     y = ops.cast(x, exact) * _per_channel(ops.cast(kernel, exact), data_format)
     return ops.cast(y, x.dtype)
 

@@ -16,6 +16,11 @@ def is_float64(x):
     return keras.backend.standardize_dtype(x.dtype) == "float64"
 
 
+def exact_dtype(dtype):
+    """The dtype to compute in what half precision would get wrong: float64 for float64, float32 for every other."""
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
 def mean(x, axis, keepdims=False):
     """`keras.ops.mean`, in float64 for float64.
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_dualstream.ops.compiler import exporting_to_litert
-from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.pytorch_kernels import pytorch_adaptive_average_pool2d
 
 # PyTorch's bicubic kernel; Keras' and TensorFlow's resize use -0.5.
@@ -48,7 +48,7 @@ def bicubic_matrix(size, new_size, dtype):
     if isinstance(new_size, int):
         matrix = _bicubic_weights(size, np.arange(new_size), size / new_size, np)
         return ops.convert_to_tensor(matrix, dtype=dtype)
-    exact = "float64" if dtype == "float64" else "float32"
+    exact = exact_dtype(dtype)
     scale = size / ops.cast(new_size, exact)
     matrix = _bicubic_weights(size, ops.cast(ops.arange(0, new_size, dtype="int32"), exact), scale, ops)
     return ops.cast(matrix, dtype)
@@ -94,7 +94,7 @@ def bicubic_taps(size, new_size, dtype):
     numerator, denominator = (2 * outputs + 1) * size - new_size, 2 * new_size
     first = numerator // denominator
     fraction = numerator - first * denominator
-    exact = "float64" if dtype == "float64" else "float32"
+    exact = exact_dtype(dtype)
     fraction = fraction / denominator if xp is np else ops.cast(fraction, exact) / ops.cast(denominator, exact)
     positions = xp.stack([xp.clip(first + tap, 0, size - 1) for tap in (-1, 0, 1, 2)], axis=-1)
     a = BICUBIC_A
@@ -138,7 +138,7 @@ def bilinear_matrix(size, new_size, dtype):
     dtype = keras.backend.standardize_dtype(dtype)
     if isinstance(size, int) and isinstance(new_size, int):
         return ops.convert_to_tensor(_bilinear_weights(np.arange(size), np.arange(new_size), size, new_size, np), dtype)
-    exact = "float64" if dtype == "float64" else "float32"
+    exact = exact_dtype(dtype)
     positions, outputs = (ops.cast(ops.arange(0, count, dtype="int32"), exact) for count in (size, new_size))
     weights = _bilinear_weights(positions, outputs, ops.cast(size, exact), ops.cast(new_size, exact), ops)
     return ops.cast(weights, dtype)
@@ -213,5 +213,5 @@ def _pooling_matrix(size, cells, like):
     inside = xp.logical_and(positions[None] >= starts[:, None], positions[None] < stops[:, None])
     if xp is np:
         return ops.convert_to_tensor(inside / (stops - starts)[:, None], dtype=dtype)
-    exact = "float64" if is_float64(like) else "float32"
+    exact = exact_dtype(dtype)
     return ops.cast(ops.cast(inside, exact) / ops.cast(stops - starts, exact)[:, None], dtype)

@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_dualstream.ops.float64 import is_float64
+from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.jax_recomputation import after
 
 # Taps up to which JAX sums the gradient of the kernel for all of them at once, row by row of the map (two cores, 3×3:
@@ -49,7 +49,7 @@ def _jitted(**geometry):
 
 
 def _forward_and_backward(x, taps, strides, zeros, dilation_rate):
-    exact = "float64" if is_float64(x) else "float32"
+    exact = exact_dtype(x.dtype)
 
     def pad(x):
         return ops.pad(ops.cast(x, exact), ((0, 0), *zeros, (0, 0)))
