@@ -48,4 +48,5 @@ def test_a_call_keeps_what_is_an_output():
     model, there = watched_model(read_again=True)
     first, last = (keras.ops.convert_to_numpy(y) for y in model(np.zeros((1, 2), "float32")))
     assert there == [[], [True], [True, True]]
-    assert np.array_equal(first, [[1, 1]]) and np.array_equal(last, [[3, 3]])
+    assert np.array_equal(first, [[1, 1]])
+    assert np.array_equal(last, [[3, 3]])
