@@ -9,6 +9,7 @@ from helpers import relative_error
 from keras import ops
 
 from keras_dualstream.ops import jax_convolution
+from keras_dualstream.ops import pieces
 from keras_dualstream.ops.convolution import conv2d
 
 
@@ -27,6 +28,8 @@ CASES = [
     ((8, 5, 3), (4, 4), (4, 4), 0, 2),
     ((9, 8, 2), (5, 3), (2, 1), 2, 3),
     ((5, 4, 3), (1, 1), (2, 2), 0, 2),
+    ((7, 6, 5), (3, 3), (2, 2), 1, 4),
+    ((6, 8, 4), (2, 2), (2, 2), 0, 3),
 ]
 
 
@@ -35,6 +38,7 @@ CASES = [
 def test_values_and_gradients(case, at_once, float64, monkeypatch):
     if not at_once:
         monkeypatch.setattr(jax_convolution, "WINDOWS_AT_ONCE", 0)
+        monkeypatch.setattr(pieces, "PIECE", 1)
     size, kernel_size, strides, zeros, filters = case
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, *size))
@@ -56,14 +60,15 @@ def test_values_and_gradients(case, at_once, float64, monkeypatch):
         assert relative_error(found, exact) < 1e-6
 
 
-def test_half_precision_sums_the_gradient_in_float32():
+@pytest.mark.parametrize(("channels", "stride"), [(1, 1), (4, 1), (4, 2)])
+def test_half_precision_sums_the_gradient_in_float32(channels, stride):
     """A thousand products of 1 and 1 + 2⁻⁷, which bfloat16 would round away one by one."""
 
     def convolve(x, kernel):
-        y = conv2d(ops.cast(x, "bfloat16"), ops.cast(kernel, "bfloat16"), None, (1, 1), 0)
+        y = conv2d(ops.cast(x, "bfloat16"), ops.cast(kernel, "bfloat16"), None, (stride, stride), 0)
         return ops.cast(y, "float32")
 
-    layer = Convolution(np.ones((1, 32, 32, 1)), np.ones((1, 1, 1, 1)), convolve)
+    layer = Convolution(np.ones((1, 32 * stride, 32 * stride, channels)), np.ones((1, 1, channels, 1)), convolve)
     weights = np.full((1, 32, 32, 1), 1 + 2.0**-7, "float32")
     _, (_, gradient) = gradient_function(layer, lambda total: total)(weights)
-    np.testing.assert_allclose(gradient, 1024 * (1 + 2.0**-7), rtol=2.0**-7)
+    np.testing.assert_allclose(gradient, np.full((1, 1, channels, 1), 1024 * (1 + 2.0**-7)), rtol=2.0**-7)
