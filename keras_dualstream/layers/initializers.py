@@ -74,5 +74,5 @@ def conv_initializer():
 
 
 def _tensor(values, dtype):
-    """A tensor of drawn values, rounded on the host: JAX would compile a program for every shape to do that too."""
+    """A tensor of drawn values, in float32 before JAX gets them: it would compile a program for every shape."""
     return ops.convert_to_tensor(values.astype(exact_dtype(dtype)), dtype=dtype)

@@ -28,15 +28,15 @@ class FlatModel(keras.Model):
         Keras keeps what every layer gives until the end: 350 MB more in a prediction of Dual-ViT-B on
         PyTorch, batch 8 at 224 × 224.
         """
-        if call_fn is not None:
+        if call_fn is not None or keras.config.is_nnx_enabled():
             return super()._run_through_graph(inputs, operation_fn, call_fn)
         tensors = dict(zip(map(id, self.inputs), keras.tree.flatten(inputs), strict=False))
-        for node, read_last in _steps(self):
+        for node, read_later in _steps(self):
             args, kwargs = node.arguments.fill_in(tensors)
-            for key in read_last:
-                del tensors[key]
-            results = operation_fn(node.operation)(*args, **kwargs)
-            tensors.update(zip(map(id, node.outputs), keras.tree.flatten(results), strict=False))
+            tensors = {key: x for key, x in tensors.items() if key in read_later}
+            results = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
+            named = zip(map(id, node.outputs), results, strict=False)
+            tensors.update((key, x) for key, x in named if key in read_later)
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 
     def train_step(self, *args, **kwargs):
@@ -103,14 +103,13 @@ class FlatModel(keras.Model):
 
 
 def _steps(model):
-    """The nodes of a graph in their order, each with the keys of the tensors that no node after it reads."""
+    """The nodes of a graph in their order, each with the keys of the tensors that are read after it."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
     steps, read = [], {id(x) for x in model.outputs}
     for node in reversed(nodes):
-        read_last = {id(x) for x in node.input_tensors} - read
-        read |= read_last
-        steps.append((node, read_last))
+        steps.append((node, read))
+        read = read - {id(x) for x in node.outputs} | {id(x) for x in node.input_tensors}
     return reversed(steps)
 
 

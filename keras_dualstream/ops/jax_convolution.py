@@ -4,6 +4,7 @@ import functools
 import math
 
 from keras_dualstream.ops.jax_recomputation import after
+from keras_dualstream.ops.pieces import PIECE
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import map_pieces
 from keras_dualstream.ops.pieces import traced_by_jax
@@ -18,9 +19,10 @@ def jax_conv2d(x, kernel, strides, zeros):
     """Convolution whose strided form, but of images, and gradients, but that of the map without strides, are products.
 
     XLA's own gradient of the kernel takes two to three times as long, that of the map
-    with strides up to twice as long, its convolution with strides up to half as long again, and that of three
-    channels to few others up to ten times as long as that of four. Windows that the cache does not hold cost more than
-    XLA's loss: some samples after the other. Batch 8 on two cores (JAX 0.10.2), in milliseconds:
+    with strides up to twice as long, its convolution with strides up to 1.6 times as long, and that of three
+    channels to few others up to ten times as long as that of four. The windows of a product are to stay in the
+    cache, so some samples go after the other; where not even one sample's do, or the size is unknown, XLA's convolution
+    is left. Batch 8 on two cores (JAX 0.10.2), in milliseconds:
 
     | with strides, forward; both gradients | in pieces | at once | XLA |
     |---|---|---|---|
@@ -30,7 +32,6 @@ def jax_conv2d(x, kernel, strides, zeros):
     | 56 × 56 × 64, 2×2, stride 2, 128 filters | 3.4; 8.8 | 3.6; 8.5 | 5.4; 16.8 |
     | 56 × 56 × 48, 3×3, stride 2, 96 filters | 4.9; 12.1 | 5.1; 10.6 | 6.5; 19.5 |
     | 28 × 28 × 96, 3×3, stride 2, 224 filters | 4.5; 10.4 | 4.4; 10.2 | 4.6; 14.5 |
-    | 14 × 14 × 320, 3×3, stride 2, 512 filters | 8.1; | 7.6; | 9.7; |
 
     | gradient of the kernel | as matrix products | XLA |
     |---|---|---|
@@ -77,10 +78,8 @@ def _with_gradients(strides, zeros):
 
     @jax.custom_vjp
     def convolve(x, kernel):
-        if strides != (1, 1) and x.shape[-1] > 3:
-            exact_x, exact_kernel = _exactly(x, kernel)
-            pieces = _count_pieces(x, kernel, strides)
-            return map_pieces(lambda x: (by_rows(x, exact_kernel), ()), pieces, exact_x)[0].astype(x.dtype)
+        if strides != (1, 1) and x.shape[-1] > 3 and _fits_the_cache(x, kernel, strides):
+            return _convolve_in_pieces(by_rows, x, kernel, _count_pieces(x, kernel, strides))
         # From 40 filters on the fourth channel costs more than it saves; with 16 it costs half a millisecond.
         if x.shape[-1] == 3 and kernel.shape[-1] < 40:
             x, kernel = _append_zeros(x, axis=3), _append_zeros(kernel, axis=2)
@@ -92,27 +91,26 @@ def _with_gradients(strides, zeros):
     def backward(saved, upstream):
         x, kernel = saved
         x = after(upstream, x)
-        exactly = _exactly(x, kernel, upstream)
         if strides == (1, 1):
             _, gradient_of_x = jax.vjp(lambda x: _convolve(x, kernel, strides, zeros), x)
             (for_x,) = gradient_of_x(upstream)
-            for_kernel = _gradient_of_kernel(by_rows, *exactly)
+            for_kernel = _gradient_of_kernel(by_rows, *map(_exactly, (x, kernel, upstream)))
         else:
-            for_x, for_kernel = _gradients_in_pieces(by_rows, *exactly, _count_pieces(x, kernel, strides))
+            for_x, for_kernel = _gradients_in_pieces(by_rows, x, kernel, upstream, _count_pieces(x, kernel, strides))
         if x.shape[-1] > 3:
             # As in `jax_linear`; the gradient of an image is not wanted, and would be computed for this alone.
             for_kernel = after(for_x, for_kernel)
-        return for_x.astype(x.dtype), for_kernel.astype(kernel.dtype)
+        return for_x, for_kernel.astype(kernel.dtype)
 
     convolve.defvjp(forward, backward)
     return convolve
 
 
-def _exactly(*arrays):
-    """Arrays in at least float32."""
+def _exactly(x):
+    """An array in at least float32."""
     import jax.numpy as jnp
 
-    return [array.astype(jnp.promote_types(array.dtype, "float32")) for array in arrays]
+    return x.astype(jnp.promote_types(x.dtype, "float32"))
 
 
 def _convolve(x, kernel, strides, zeros):
@@ -122,16 +120,36 @@ def _convolve(x, kernel, strides, zeros):
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _count_pieces(x, kernel, strides):
-    """How many pieces of samples share the batch, so that the windows of one row of the kernel stay in the cache."""
+def _windows(x, kernel, strides):
+    """The shape of the windows of one row of the kernel."""
     positions = (size // stride for size, stride in zip(x.shape[1:3], strides, strict=True))
-    return count_pieces((x.shape[0], *positions, kernel.shape[1], x.shape[3])) if traced_by_jax(x) else 1
+    return (x.shape[0], *positions, kernel.shape[1], x.shape[3])
+
+
+def _fits_the_cache(x, kernel, strides):
+    """Whether the windows of one sample do, of a known size, and JAX compiles a loop over the samples."""
+    windows = _windows(x, kernel, strides)
+    known = all(isinstance(size, int) for size in windows)
+    return known and traced_by_jax(x) and 0 < math.prod(windows[1:]) <= PIECE
+
+
+def _count_pieces(x, kernel, strides):
+    """How many pieces of samples share the batch."""
+    return count_pieces(_windows(x, kernel, strides)) if traced_by_jax(x) else 1
+
+
+def _convolve_in_pieces(convolve, x, kernel, pieces):
+    return map_pieces(lambda x: (convolve(_exactly(x), _exactly(kernel)).astype(x.dtype), ()), pieces, x)[0]
 
 
 def _gradients_in_pieces(convolve, x, kernel, upstream, pieces):
     import jax
 
-    return map_pieces(lambda upstream, x: jax.vjp(convolve, x, kernel)[1](upstream), pieces, upstream, x)
+    def of_samples(upstream, x):
+        for_x, for_kernel = jax.vjp(convolve, _exactly(x), _exactly(kernel))[1](_exactly(upstream))
+        return for_x.astype(x.dtype), for_kernel
+
+    return map_pieces(of_samples, pieces, upstream, x)
 
 
 def _append_zeros(x, axis):

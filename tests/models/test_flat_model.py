@@ -45,6 +45,31 @@ def test_a_call_forgets_what_no_later_layer_reads():
     assert there == [[], [True], [False, True]]
 
 
+class Pair(keras.layers.Layer):
+    """Gives two results and has the second noted."""
+
+    def __init__(self, note):
+        super().__init__()
+        self.note = note
+
+    def call(self, x):
+        y = x + 1
+        self.note(y)
+        return x + 2, y
+
+
+def test_a_call_forgets_what_nobody_reads():
+    results, there = [], []
+    images = keras.Input((2,))
+    first, _ = Pair(results.append)(images)
+    between = Watched(lambda y: None)(first)
+    model = FlatModel(images, Watched(lambda y: there.append(results[0]() is not None))(between))
+    results.clear(), there.clear()
+    model.layers[1].note = lambda y: results.append(weakref.ref(y))
+    model(np.zeros((1, 2), "float32"))
+    assert there == [False]
+
+
 def test_a_call_keeps_what_is_an_output():
     model, there = watched_model(read_again=True)
     first, last = (keras.ops.convert_to_numpy(y) for y in model(np.zeros((1, 2), "float32")))

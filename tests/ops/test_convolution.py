@@ -41,7 +41,7 @@ def test_values_and_gradients(case, at_once, float64, monkeypatch):
         monkeypatch.setattr(pieces, "PIECE", 1)
     size, kernel_size, strides, zeros, filters = case
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *size))
+    x = rng.standard_normal((3, *size))
     kernel = rng.standard_normal((*kernel_size, size[-1], filters))
     bias = rng.standard_normal(filters)
     y = by_taps(x, kernel, strides, zeros)
@@ -55,7 +55,8 @@ def test_values_and_gradients(case, at_once, float64, monkeypatch):
     layer = Convolution(
         x.astype("float32"), kernel.astype("float32"), lambda x, kernel: conv2d(x, kernel, None, strides, zeros)
     )
-    _, gradients = gradient_function(layer, lambda total: total)(weights.astype("float32"))
+    total, gradients = gradient_function(layer, lambda total: total)(weights.astype("float32"))
+    assert abs(total - (y * weights).sum()) < 1e-6 * np.abs(y * weights).sum()
     for found, exact in zip(gradients, expected, strict=True):
         assert relative_error(found, exact) < 1e-6
 
