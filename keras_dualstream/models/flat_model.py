@@ -35,8 +35,7 @@ class FlatModel(keras.Model):
             args, kwargs = node.arguments.fill_in(tensors)
             tensors = {key: x for key, x in tensors.items() if key in read_later}
             results = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
-            named = zip(map(id, node.outputs), results, strict=False)
-            tensors.update((key, x) for key, x in named if key in read_later)
+            tensors.update(zip(map(id, node.outputs), results, strict=False))
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 
     def train_step(self, *args, **kwargs):
