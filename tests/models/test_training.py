@@ -8,6 +8,7 @@ from helpers import gradient_function
 from helpers import images
 from helpers import randomize
 from helpers import relative_error
+from helpers import slow_to_compile
 from helpers import tiny_model
 from helpers import to_numpy
 from keras import ops
@@ -151,6 +152,7 @@ def test_stochastic_depth_is_seeded_and_only_in_training():
     assert np.abs(outputs[0][0] - outputs[2][0]).max() > 0
 
 
+@slow_to_compile
 def test_rematerialised_blocks_learn_the_same():
     x, y = colours(20)
     losses = []
