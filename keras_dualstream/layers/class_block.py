@@ -4,16 +4,16 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.attention import Attention
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.tokens import map_to_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class ClassBlock(NestedCall, keras.layers.Layer):
+class ClassBlock(Block, keras.layers.Layer):
     """Class-attention block: condenses pixels and semantic tokens into one vector.
 
     The class token starts as the mean of all tokens, `c = mean([x ‖ z])`. With

@@ -2,9 +2,9 @@
 
 import keras
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -24,7 +24,7 @@ def check_branches(**argument):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class ContextModule(NestedCall, keras.layers.Layer):
+class ContextModule(Block, keras.layers.Layer):
     """Fused downsampling before self-attention: the strongest responses plus a convolution's.
 
     - `s = f(DW3×3(f(DW3×3(f(Linear(x))))))`, `c = f(Linear(f(DW3×3(s))))` where `f`

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.dane import DANE
 from keras_dualstream.layers.dane import FUSIONS as DANE_FUSIONS
 from keras_dualstream.layers.dane import check_same_shape
@@ -9,7 +10,6 @@ from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.window_attention import WindowAttention
 
 # Those without weights.
@@ -18,7 +18,7 @@ FUSIONS = (*DANE_FUSIONS, *SUMS)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DFvTBlock(NestedCall, keras.layers.Layer):
+class DFvTBlock(Block, keras.layers.Layer):
     """DFvT block: attention of the context inside windows, spatial features fused in, feed-forward network.
 
     1. `t += WindowAttention(LN(t))`;

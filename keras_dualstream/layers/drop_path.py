@@ -1,5 +1,7 @@
 """Stochastic depth."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -49,6 +51,7 @@ class DropPath(NestedCall, keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
         self.supports_masking = True
         self.built = True
+        self._given_rate = None
 
     def call(self, x, training=None):
         return self.drop(x, self.draw(x, training=training))
@@ -59,11 +62,25 @@ class DropPath(NestedCall, keras.layers.Layer):
         Drawing is apart from dropping so that a rematerialised block can draw
         outside of what is computed twice.
         """
-        if not training or self.rate == 0:
+        if not training or self.seed_generator is None:
             return None
+        rate, factor = self.rate_and_factor() if self._given_rate is None else self._given_rate
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
         noise = keras.random.uniform((ops.shape(x)[0],), dtype="float32", seed=self.seed_generator)
-        return ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate))
+        return ops.where(noise < rate, 0.0, factor)
+
+    def rate_and_factor(self):
+        """The rate, and what a branch is multiplied by where it is kept."""
+        return self.rate, 1.0 / (1.0 - self.rate)
+
+    @contextlib.contextmanager
+    def drawing_with(self, rate, factor):
+        """Has the layer draw with tensors in place of its numbers, for programs that layers of several rates share."""
+        self._given_rate = rate, factor
+        try:
+            yield
+        finally:
+            self._given_rate = None
 
     @staticmethod
     def drop(x, factor):

@@ -3,12 +3,12 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.co_attention import CoAttention
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.intra_scale_propagation import IntraScalePropagation
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -16,7 +16,7 @@ from keras_dualstream.ops.resample import resize_bilinear
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DSBlock(NestedCall, keras.layers.Layer):
+class DSBlock(Block, keras.layers.Layer):
     """DS-Block: a local and a global stream side by side, aligned with each other and fused.
 
     1. `x += DW3×3(x)` (position encoding);

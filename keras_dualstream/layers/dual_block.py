@@ -6,6 +6,7 @@ import keras
 
 from keras_dualstream.layers.attention import Attention
 from keras_dualstream.layers.attention import SelfAttention
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
@@ -129,7 +130,7 @@ class SemanticPathway(NestedCall, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DualBlock(NestedCall, keras.layers.Layer):
+class DualBlock(Block, keras.layers.Layer):
     """Dual block: semantic tokens gather from the pixels, pixels read from them.
 
     With `n = LN(x)`:

@@ -6,19 +6,19 @@ import keras
 from keras import ops
 
 from keras_dualstream.layers.attention import Attention
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.feed_forward import FeedForward
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.layer_scale import LayerScale
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.tokens import map_to_tokens
 from keras_dualstream.ops.tokens import split_tokens
 from keras_dualstream.ops.tokens import tokens_to_map
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class MergeBlock(NestedCall, keras.layers.Layer):
+class MergeBlock(Block, keras.layers.Layer):
     """Merge block: self-attention over pixels and semantic tokens together.
 
     On `y = [x ‖ z]`, with normalisations and LayerScales shared by both kinds:

@@ -2,9 +2,9 @@
 
 import keras
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -13,7 +13,7 @@ from keras_dualstream.ops.windows import fill_windows
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class SpatialModule(NestedCall, keras.layers.Layer):
+class SpatialModule(Block, keras.layers.Layer):
     """Spatial module: halves a map without losing a pixel, then mixes neighbours and channels.
 
     `y = BN(Linear(BN(DW3×3(space to depth of x))))`, no bias. Space to depth lays

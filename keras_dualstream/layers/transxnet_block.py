@@ -2,18 +2,18 @@
 
 import keras
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.d_mixer import DMixer
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.group_normalization import GroupNormalization
 from keras_dualstream.layers.layer_scale import LayerScale
 from keras_dualstream.layers.ms_ffn import MSFFN
-from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import depthwise
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class TransXNetBlock(NestedCall, keras.layers.Layer):
+class TransXNetBlock(Block, keras.layers.Layer):
     """TransXNet block: position encoding, D-Mixer, multi-scale feed-forward network.
 
     1. `x += DW7×7(x)` (dynamic position encoding, DPE);

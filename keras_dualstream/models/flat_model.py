@@ -6,6 +6,7 @@ import h5py
 import keras
 
 from keras_dualstream.conversion.reader.archive import most_bytes
+from keras_dualstream.models.block_programs import BlockPrograms
 from keras_dualstream.presets.folder import write_file
 
 
@@ -31,10 +32,11 @@ class FlatModel(keras.Model):
         if call_fn is not None or keras.config.is_nnx_enabled():
             return super()._run_through_graph(inputs, operation_fn, call_fn)
         tensors = dict(zip(map(id, self.inputs), keras.tree.flatten(inputs), strict=False))
+        programs = BlockPrograms(operation_fn)
         for node, read_later in _steps(self):
             args, kwargs = node.arguments.fill_in(tensors)
             tensors = {key: x for key, x in tensors.items() if key in read_later}
-            results = keras.tree.flatten(operation_fn(node.operation)(*args, **kwargs))
+            results = keras.tree.flatten(programs.call(node.operation, args, kwargs))
             tensors.update(zip(map(id, node.outputs), results, strict=False))
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 

@@ -51,3 +51,41 @@ def recomputed(function):
 
     compute.defvjp(lambda x: (function(x), x), backward)
     return compute
+
+
+# What takes longer to compute than to keep: products and sums, and what `kept` marks.
+COSTLY = {
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_sum",
+    "reduce_max",
+    "reduce_window_sum",
+    "cumsum",
+    "random_bits",
+}
+KEPT = "kept"
+
+
+def kept(x):
+    """`x`, not to be computed again where `keeping_little` has the choice."""
+    from jax.ad_checkpoint import checkpoint_name
+
+    return checkpoint_name(x, KEPT)
+
+
+def keeping_little(function):
+    """`function`, whose backward pass keeps the results of products, convolutions and sums alone, not the rest.
+
+    Args:
+        function: function of arrays.
+
+    Returns:
+        The function of the same results.
+    """
+    import jax
+
+    def keeps(primitive, *_, **options):
+        return primitive.name in COSTLY or options.get("name") == KEPT
+
+    # What would prevent that XLA finds both computations to be the same, it has no regard for on CPU: see `apart`.
+    return jax.checkpoint(function, policy=keeps, prevent_cse=False)

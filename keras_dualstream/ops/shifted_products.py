@@ -6,7 +6,8 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.float64 import exact_dtype
-from keras_dualstream.ops.jax_recomputation import after
+from keras_dualstream.ops.jax_program import apart
+from keras_dualstream.ops.jax_recomputation import kept
 
 # Taps up to which JAX sums the gradient of the kernel for all of them at once, row by row of the map (two cores, 3×3:
 # 3.1 ms instead of 4.2 for 8 × 56 × 56 × 48, 12.5 instead of 27 for 8 × 28 × 28 × 1024). With 49 a training step of
@@ -33,42 +34,56 @@ def shifted_products(x, taps, strides, zeros, dilation_rate):
     Returns:
         Tensor `(batch, new_height, new_width, channels)`.
     """
-    geometry = dict(strides=tuple(strides), zeros=tuple(zeros), dilation_rate=tuple(dilation_rate))
-    compute = functools.partial(_forward_and_backward, **geometry)
-    if keras.config.backend() == "jax":
-        compute = _jitted(**geometry)
-    return compute(x, taps)
+    geometry = tuple(strides), tuple(zeros), tuple(dilation_rate)
+    compute = _on_jax if keras.config.backend() == "jax" else _with_gradients
+    return compute(*geometry)(x, taps)
 
 
 @functools.cache
-def _jitted(**geometry):
-    """A program of its own on JAX: traced once per shape, and compiled where nothing else is (eager calls)."""
+def _on_jax(*geometry):
+    """Forward and backward pass as programs of their own: traced once per shape."""
     import jax
 
-    return jax.jit(functools.partial(_forward_and_backward, **geometry))
+    forward = apart(functools.partial(_forward, geometry=geometry))
+    backward = apart(functools.partial(_gradients, geometry=geometry))
+    compute = jax.custom_vjp(forward)
+    compute.defvjp(
+        lambda x, taps: (kept(forward(x, taps)), (x, taps)), lambda saved, upstream: backward(upstream, *saved)
+    )
+    return compute
 
 
-def _forward_and_backward(x, taps, strides, zeros, dilation_rate):
-    exact = exact_dtype(x.dtype)
-
-    def pad(x):
-        return ops.pad(ops.cast(x, exact), ((0, 0), *zeros, (0, 0)))
-
+def _with_gradients(*geometry):
     @ops.custom_gradient
     def convolve(x, taps):
-        kernel = ops.cast(taps, exact)
-        y = ops.cast(_sum_of_taps(pad(x), kernel, strides, dilation_rate), x.dtype)
-
         def gradients(*args, upstream=None):
-            upstream = ops.cast(args[0] if upstream is None else upstream, exact)
-            for_x = _gradient_of_x(upstream, kernel, ops.shape(x), strides, zeros, dilation_rate)
-            read = after(upstream, x) if keras.config.backend() == "jax" else x
-            for_taps = _gradient_of_taps(upstream, pad(read), taps.shape, strides, dilation_rate)
-            return ops.cast(for_x, x.dtype), ops.cast(for_taps, taps.dtype)
+            return _gradients(args[0] if upstream is None else upstream, x, taps, geometry)
 
-        return y, gradients
+        return _forward(x, taps, geometry), gradients
 
-    return convolve(x, taps)
+    return convolve
+
+
+def _forward(x, taps, geometry):
+    strides, zeros, dilation_rate = geometry
+    y = _sum_of_taps(_padded(x, zeros), _exactly(taps), strides, dilation_rate)
+    return ops.cast(y, x.dtype)
+
+
+def _gradients(upstream, x, taps, geometry):
+    strides, zeros, dilation_rate = geometry
+    upstream = _exactly(upstream)
+    for_x = _gradient_of_x(upstream, _exactly(taps), ops.shape(x), strides, zeros, dilation_rate)
+    for_taps = _gradient_of_taps(upstream, _padded(x, zeros), taps.shape, strides, dilation_rate)
+    return ops.cast(for_x, x.dtype), ops.cast(for_taps, taps.dtype)
+
+
+def _padded(x, zeros):
+    return ops.pad(_exactly(x), ((0, 0), *zeros, (0, 0)))
+
+
+def _exactly(x):
+    return ops.cast(x, exact_dtype(x.dtype))
 
 
 def _sum_of_taps(padded, kernel, strides, dilation_rate):

@@ -1,0 +1,32 @@
+"""Functions that XLA compiles apart from what is around them."""
+
+import contextlib
+
+from keras_dualstream.ops.compiler import jax_on_cpu
+
+
+def apart(function):
+    """`function` as a program of its own on JAX, called where it stands, alike calls being compiled once.
+
+    XLA merges whatever it can: it computes one operation again in each of its readers, backward passes' first
+    operations early, and the same layers in another way at each place, to be compiled each time. Nothing of that
+    crosses the border of a program that is not inlined. TransXNet-T's training step, batch 8 at 224 × 224, with its
+    blocks and depthwise convolutions apart: TODO.
+
+    Args:
+        function: function of arrays, and trees of arrays, to such.
+
+    Returns:
+        The function of the same results.
+    """
+    import jax
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    program = jax.jit(function)
+
+    def call(*args):
+        # On a GPU nobody has measured it.
+        with set_xla_metadata(inlineable="false") if jax_on_cpu() else contextlib.nullcontext():
+            return program(*args)
+
+    return call
