@@ -14,7 +14,7 @@ from keras_dualstream.ops.jax_recomputation import keeping_little
 from keras_dualstream.ops.pieces import traced_by_jax
 
 # The attributes in which layers that share a program may differ, and two functions that Keras makes for each layer.
-OF_ONE = {"name", "_path", "_parent_path", "rate", "drop_path_rate", "seed", "build", "quantize"}
+OF_ONE = {"name", "_path", "_parent_path", "drop_path_rate", "seed", "build", "quantize"}
 PLAIN = bool | int | float | str | tuple | None | types.FunctionType
 
 
@@ -39,9 +39,11 @@ class BlockPrograms:
         values = self._values(layer, args, kwargs)
         if values is None:
             return self.operation_fn(layer)(*args, **kwargs)
-        program = self.programs.setdefault(_signature(layer), _Program(layer, self.operation_fn(layer)))
+        signature = _signature(layer)
+        if signature not in self.programs:
+            self.programs[signature] = _program(layer, self.operation_fn(layer))
         rates = [part.rate_and_factor() for part in _drop_paths(layer)]
-        result, changes = program(values, rates, args)
+        result, changes = self.programs[signature](values, rates, args)
         for variable, value in zip(layer.variables, changes, strict=True):
             if value is not None:
                 variable.assign(value)
@@ -61,26 +63,19 @@ class BlockPrograms:
         return None if self.exporting or any(value is None for value in values) else values
 
 
-class _Program:
-    """What calls a block with any values of its variables and any rates of its stochastic depth."""
+def _program(block, call):
+    """The function of a block of any values of its variables and any rates of its stochastic depth."""
 
-    def __init__(self, block, call):
-        self.block = block
-        self.call = call
-        self.program = apart(keeping_little(self._compute))
-
-    def __call__(self, values, rates, args):
-        return self.program(values, rates, args)
-
-    def _compute(self, values, rates, args):
-        variables = self.block.variables
-        scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+    def compute(values, rates, args):
+        scope = keras.StatelessScope(state_mapping=list(zip(block.variables, values, strict=True)))
         with scope, contextlib.ExitStack() as stack:
-            for part, (rate, factor) in zip(_drop_paths(self.block), rates, strict=True):
+            for part, (rate, factor) in zip(_drop_paths(block), rates, strict=True):
                 stack.enter_context(part.drawing_with(rate, factor))
-            result = self.call(*args)
-        after = [scope.get_current_value(variable) for variable in variables]
+            result = call(*args)
+        after = map(scope.get_current_value, block.variables)
         return result, [new if new is not old else None for new, old in zip(after, values, strict=True)]
+
+    return apart(keeping_little(compute))
 
 
 def _drop_paths(layer):
@@ -98,4 +93,5 @@ def _signature(layer):
 
 
 def _plain_attributes(layer):
-    return [(key, x) for key, x in sorted(vars(layer).items()) if key not in OF_ONE and isinstance(x, PLAIN)]
+    of_one = OF_ONE | {"rate"} if isinstance(layer, DropPath) else OF_ONE
+    return [(key, x) for key, x in sorted(vars(layer).items()) if key not in of_one and isinstance(x, PLAIN)]

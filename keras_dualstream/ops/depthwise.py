@@ -46,10 +46,11 @@ def depthwise_conv2d(
     _check_padding(padding)
     if keras.config.backend() == "torch":
         return _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias)
-    y = _without_bias(x, kernel, strides, padding, dilation_rate, data_format)
-    if bias is None:
-        return y
-    return y + _per_channel(bias, data_format)
+    # TensorFlow's kernel has one stride for both axes.
+    if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
+        return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias)
+    y = _by_kernel(x, kernel, strides, padding, dilation_rate, data_format)
+    return y if bias is None else y + _per_channel(bias, data_format)
 
 
 def _per_channel(weights, data_format):
@@ -66,11 +67,8 @@ def _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias):
     return pytorch_conv2d(x, kernel, bias, strides, zeros, dilation_rate, channels, data_format)
 
 
-def _without_bias(x, kernel, strides, padding, dilation_rate, data_format):
-    """`depthwise_conv2d` on TensorFlow and JAX."""
-    # TensorFlow's kernel has one stride for both axes.
-    if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
-        return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format)
+def _by_kernel(x, kernel, strides, padding, dilation_rate, data_format):
+    """`depthwise_conv2d` by the kernels of TensorFlow and, on a GPU, cuDNN, without the bias."""
     if compiled_by_xla() and _is_one_product(kernel.shape, strides, padding):
         return _by_product(x, kernel, data_format)
     if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
@@ -127,7 +125,7 @@ def _check_padding(padding):
         raise ValueError(f"`padding` must be 'valid', 'same' or the zeros of each side. Received: padding={padding!r}")
 
 
-def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
+def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias):
     """`depthwise_conv2d` by shifted products: channels last, and each channel as often as it has kernels."""
     if data_format == "channels_first":
         x = ops.transpose(x, (0, 2, 3, 1))
@@ -136,7 +134,8 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format):
         x = ops.repeat(x, multiplier, axis=-1)
     taps = ops.reshape(kernel, (height, width, 1, channels * multiplier))
     zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
-    y = shifted_products(x, taps, strides, zeros, dilation_rate)
+    bias = bias if bias is None else ops.convert_to_tensor(bias)
+    y = shifted_products(x, taps, strides, zeros, dilation_rate, bias)
     return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
 
 

@@ -3,6 +3,7 @@
 import functools
 
 from keras_dualstream.ops.jax_recomputation import after
+from keras_dualstream.ops.jax_recomputation import keep
 from keras_dualstream.ops.pieces import map_pieces
 
 
@@ -68,7 +69,8 @@ def _attention():
 
     def forward(pieces, *tensors):
         *tokens, bias = tensors
-        (output, *statistics), _ = map_pieces(functools.partial(compute, bias=bias), pieces, *tokens)
+        results, _ = map_pieces(functools.partial(compute, bias=bias), pieces, *tokens)
+        output, *statistics = map(keep, results)
         return output, (*tokens, output, *statistics, bias)
 
     def backward(pieces, saved, upstream):

@@ -4,6 +4,7 @@ import functools
 import math
 
 from keras_dualstream.ops.jax_recomputation import after
+from keras_dualstream.ops.jax_recomputation import keep
 from keras_dualstream.ops.pieces import PIECE
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import map_pieces
@@ -86,7 +87,7 @@ def _with_gradients(strides, zeros):
         return _convolve(x, kernel, strides, zeros)
 
     def forward(x, kernel):
-        return convolve(x, kernel), (x, kernel)
+        return keep(convolve(x, kernel)), (x, kernel)
 
     def backward(saved, upstream):
         x, kernel = saved

@@ -53,7 +53,7 @@ def recomputed(function):
     return compute
 
 
-# What takes longer to compute than to keep: products and sums, and what `kept` marks.
+# What takes longer to compute than to keep: products and sums, and what `keep` marks.
 COSTLY = {
     "dot_general",
     "conv_general_dilated",
@@ -66,7 +66,7 @@ COSTLY = {
 KEPT = "kept"
 
 
-def kept(x):
+def keep(x):
     """`x`, not to be computed again where `keeping_little` has the choice."""
     from jax.ad_checkpoint import checkpoint_name
 

@@ -4,6 +4,7 @@ import functools
 import math
 
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.jax_recomputation import keep
 
 # Elements of the largest intermediate result of a piece.
 PIECE = 2**20
@@ -125,7 +126,7 @@ def _recomputed():
         return map_pieces(lambda *piece: (function(weights, *piece), ()), count, *tensors)[0]
 
     def forward(weights, function, count, tensors):
-        return compute(weights, function, count, tensors), (weights, tensors)
+        return jax.tree.map(keep, compute(weights, function, count, tensors)), (weights, tensors)
 
     def backward(function, count, saved, upstream):
         weights, tensors = saved

@@ -1,0 +1,57 @@
+"""Programs of their own on JAX, and what their backward passes keep."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_dualstream.ops.activation import gelu
+from keras_dualstream.ops.jax_program import apart
+from keras_dualstream.ops.jax_recomputation import keep
+from keras_dualstream.ops.jax_recomputation import keeping_little
+
+pytestmark = pytest.mark.skipif(keras.config.backend() != "jax", reason="Only JAX has them.")
+
+
+def program_text(function, x):
+    import jax
+
+    return jax.jit(lambda x: function(x) * function(x + 1)).lower(x).compile().as_text()
+
+
+def test_xla_does_not_merge_them_with_what_is_around():
+    x = np.ones((4, 8), "float32")
+
+    def function(x):
+        return keras.ops.sum(keras.ops.exp(x), axis=-1)
+
+    assert program_text(apart(function), x).count("call(") == 2
+    assert "call(" not in program_text(function, x)
+
+
+def test_a_function_apart_gives_and_takes_trees():
+    @apart
+    def function(tree, x):
+        return {"sum": tree["a"] + x}, None
+
+    result, nothing = function({"a": np.float32(1)}, np.float32(2))
+    assert result["sum"] == 3
+    assert nothing is None
+
+
+@pytest.mark.parametrize(("mark", "expected"), [(keep, 3), (lambda x: x, 2)])
+def test_the_backward_pass_keeps_products_and_what_is_marked(mark, expected):
+    import jax
+
+    kernel = np.ones((6, 5), "float32")
+
+    def function(x):
+        y = keras.ops.matmul(keras.ops.tanh(x), kernel)
+        return mark(gelu(keras.ops.sin(y))) ** 3
+
+    def large(function):
+        backward = jax.vjp(function, np.ones((7, 6), "float32"))[1]
+        return [leaf.shape for leaf in jax.tree.leaves(backward) if np.size(leaf) > 30]
+
+    kept_arrays = [shape for shape in large(keeping_little(function)) if shape != (6, 5)]
+    assert len(kept_arrays) == expected
+    assert len(large(function)) > 3
