@@ -47,8 +47,14 @@ TINY_DSNET = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4), depths=(1,
 # than to run twenty of them eagerly. JAX must not, it would compile every operation by itself.
 RUN_EAGERLY = keras.config.backend() == "tensorflow"
 
-# For a test of several training steps, for each of which XLA takes half a minute or more; `make parity` runs it on JAX.
-slow_to_compile = pytest.mark.slow if keras.config.backend() == "jax" else lambda test: test
+# The marks of what takes XLA half a minute or more; `make parity` runs it.
+SLOW_ON_JAX = [pytest.mark.slow] if keras.config.backend() == "jax" else []
+
+
+def slow_to_compile(test):
+    """Marks a test as one that takes XLA half a minute or more, such as several training steps."""
+    return functools.reduce(lambda marked, mark: mark(marked), SLOW_ON_JAX, test)
+
 
 # For a test of what no backend computes: files, names, configurations.
 one_backend = pytest.mark.skipif(

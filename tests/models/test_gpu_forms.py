@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import SLOW_ON_JAX
 from helpers import gradient_function
 from helpers import images
 from helpers import randomize
@@ -17,7 +18,10 @@ from keras_dualstream.ops import compiler
 pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTorch has the same forms everywhere")
 
 
-@pytest.mark.parametrize("maker", [tiny_dsnet, tiny_model, tiny_dfvt, tiny_transxnet])
+@pytest.mark.parametrize(
+    "maker",
+    [tiny_dfvt, tiny_transxnet, *(pytest.param(maker, marks=SLOW_ON_JAX) for maker in (tiny_dsnet, tiny_model))],
+)
 def test_predictions_and_gradients_are_the_same(maker, monkeypatch):
     model = randomize(maker(classifier_activation=None))
     x = images(2, *model.input_shape[1:])

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import FIXTURES
+from helpers import SLOW_ON_JAX
 from helpers import gradient_function
 from helpers import one_backend
 from helpers import parameter_counts
@@ -161,9 +162,6 @@ def train(variant, dtype, steps):
 
 # JAX compiles a step of the others for one to two minutes: the smallest has four steps in the suite, they two on the
 # other backends, and `make parity` has all four everywhere.
-SLOW_ON_JAX = [pytest.mark.slow] if keras.config.backend() == "jax" else []
-
-
 @pytest.mark.parametrize(
     ("variant", "steps"),
     [
@@ -191,7 +189,7 @@ def test_float32_training_follows_the_reference_at_first(variant):
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="eager, graph and XLA are TensorFlow's")
-@pytest.mark.parametrize("variant", ["dualvit_s", *TINY_MODELS])
+@pytest.mark.parametrize("variant", [pytest.param("dualvit_s", marks=pytest.mark.slow), *TINY_MODELS])
 def test_tensorflow_eager_graph_and_xla_agree(variant):
     import tensorflow as tf
 
