@@ -6,6 +6,8 @@ from keras_dualstream.layers.nested_call import NestedCall
 class Block(NestedCall):
     """Base of the layers that a backbone has many of.
 
-    Models of this package make a program of each on JAX, which alike blocks share:
-    `keras_dualstream.models.block_programs`.
+    Where JAX compiles a model of this package for a CPU, alike blocks share a program:
+    `keras_dualstream.models.block_programs`. It returns what `call` returns, what it
+    assigns to the block's variables and what it adds to the losses; whatever else
+    `call` does, it does once for all of them.
     """

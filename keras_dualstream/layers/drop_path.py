@@ -62,7 +62,7 @@ class DropPath(NestedCall, keras.layers.Layer):
         Drawing is apart from dropping so that a rematerialised block can draw
         outside of what is computed twice.
         """
-        if not training or self.seed_generator is None:
+        if not training or (self._given_rate is None and self.rate == 0):
             return None
         rate, factor = self.rate_and_factor() if self._given_rate is None else self._given_rate
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
@@ -75,12 +75,17 @@ class DropPath(NestedCall, keras.layers.Layer):
 
     @contextlib.contextmanager
     def drawing_with(self, rate, factor):
-        """Has the layer draw with tensors in place of its numbers, for programs that layers of several rates share."""
-        self._given_rate = rate, factor
+        """Has the layer draw with tensors in place of its numbers, for programs that layers of several rates share.
+
+        Args:
+            rate: float tensor or float.
+            factor: float tensor or float, as `rate_and_factor` gives it.
+        """
+        before, self._given_rate = self._given_rate, (rate, factor)
         try:
             yield
         finally:
-            self._given_rate = None
+            self._given_rate = before
 
     @staticmethod
     def drop(x, factor):

@@ -1,29 +1,40 @@
-"""Blocks as programs of their own on JAX."""
+"""Blocks as programs of their own on JAX, on a CPU."""
 
 import contextlib
-import types
+import numbers
 
 import keras
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.nested_call import get_global_attribute
+from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.jax_program import apart
+from keras_dualstream.ops.jax_program import compiled_as_a_whole
 from keras_dualstream.ops.jax_recomputation import keeping_little
-from keras_dualstream.ops.pieces import traced_by_jax
 
-# The attributes in which layers that share a program may differ, and two functions that Keras makes for each layer.
-OF_ONE = {"name", "_path", "_parent_path", "drop_path_rate", "seed", "build", "quantize"}
-PLAIN = bool | int | float | str | tuple | None | types.FunctionType
+# The attributes in which layers that share a program may differ: names, rates, what Keras notes or makes for each.
+OF_ONE = {"name", "_path", "_parent_path", "drop_path_rate", "seed", "_called", "build", "quantize"}
+# Objects that say nothing of what a layer computes from its weights, or are looked at by themselves.
+NOT_CALLED = (
+    keras.Layer,
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+)
 
 
 class BlockPrograms:
-    """Calls the layers of a graph, and blocks on JAX as programs that alike ones share.
+    """Calls the layers of a graph, and its blocks as programs that alike ones share.
 
-    JAX traces every layer anew, and XLA compiles it anew and keeps for the
-    backward pass what it likes. A block's program is traced and compiled once,
-    and keeps little (`keeping_little`).
+    Where JAX compiles a model for a CPU, it would trace every layer anew, and
+    XLA compile it anew and keep for the backward pass what it likes. A block's
+    program is traced once in a walk, and keeps little (`keeping_little`).
+
+    Blocks are called as ever where something is unusual: in half precision,
+    quantised, with `remat`, with metrics, or for an exporter.
 
     Args:
         operation_fn: function from a layer to what calls it, as Keras' walks through graphs have it.
@@ -32,48 +43,76 @@ class BlockPrograms:
     def __init__(self, operation_fn):
         self.operation_fn = operation_fn
         self.programs = {}
-        self.exporting = None
+        self.scope = _scope_of_a_program()
 
     def call(self, layer, args, kwargs):
-        """The layer's result."""
-        values = self._values(layer, args, kwargs)
-        if values is None:
+        """Calls a layer.
+
+        Args:
+            layer: a layer of the graph.
+            args: tuple of its arguments.
+            kwargs: dict of its arguments.
+
+        Returns:
+            What the layer returns.
+        """
+        if self.scope is None or kwargs or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
+        values = [self.scope.get_current_value(variable) for variable in layer.variables]
+        if any(value is None for value in values):
+            return self.operation_fn(layer)(*args)
         signature = _signature(layer)
         if signature not in self.programs:
-            self.programs[signature] = _program(layer, self.operation_fn(layer))
+            self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
         rates = [part.rate_and_factor() for part in _drop_paths(layer)]
-        result, changes = self.programs[signature](values, rates, args)
+        result, changes, losses = self.programs[signature](values, rates, args)
         for variable, value in zip(layer.variables, changes, strict=True):
             if value is not None:
                 variable.assign(value)
+        for loss in losses:
+            layer.add_loss(loss)
         return result
 
-    def _values(self, layer, args, kwargs):
-        """The values of a layer's variables where it can be a program: JAX traces them, and nothing is unusual."""
-        if not isinstance(layer, Block) or kwargs or get_global_attribute is None:
-            return None
-        scope = get_global_attribute("stateless_scope")
-        if scope is None or not any(map(traced_by_jax, keras.tree.flatten(args))):
-            return None
-        if any(getattr(part, "activity_regularizer", None) is not None for part in layer._flatten_layers()):
-            return None
-        self.exporting = exporting() if self.exporting is None else self.exporting
-        values = [scope.get_current_value(variable) for variable in layer.variables]
-        return None if self.exporting or any(value is None for value in values) else values
+
+def _scope_of_a_program():
+    """The scope that holds the variables' values where JAX compiles a whole model for a CPU, `None` elsewhere."""
+    if get_global_attribute is None or not jax_on_cpu():
+        return None
+    scope = get_global_attribute("stateless_scope")
+    if scope is None or not compiled_as_a_whole() or exporting() or converting_jax_to_tensorflow():
+        return None
+    return scope
 
 
-def _program(block, call):
+def _is_plain(layer):
+    """Whether a layer is a block whose program nothing but its arguments and variables could change."""
+    if not isinstance(layer, Block) or layer.metrics:
+        return False
+    return all(
+        part.compute_dtype in ("float32", "float64")
+        and getattr(part, "quantization_mode", None) is None
+        # What a program keeps, it keeps of what `keras.remat` would compute again, too.
+        and getattr(part, "_remat_mode", None) is None
+        and not getattr(part, "remat", False)
+        for part in layer._flatten_layers()
+    )
+
+
+def _program(block, call, outer_scope):
     """The function of a block of any values of its variables and any rates of its stochastic depth."""
 
     def compute(values, rates, args):
-        scope = keras.StatelessScope(state_mapping=list(zip(block.variables, values, strict=True)))
+        scope = keras.StatelessScope(collect_losses=True)
+        # Not as an argument, by which Keras would cast what a model around is autocasting.
+        scope.state_mapping.update(outer_scope.state_mapping)
+        for update in zip(block.variables, values, strict=True):
+            scope.add_update(update)
         with scope, contextlib.ExitStack() as stack:
             for part, (rate, factor) in zip(_drop_paths(block), rates, strict=True):
                 stack.enter_context(part.drawing_with(rate, factor))
             result = call(*args)
         after = map(scope.get_current_value, block.variables)
-        return result, [new if new is not old else None for new, old in zip(after, values, strict=True)]
+        return result, [new if new is not old else None for new, old in zip(after, values, strict=True)], scope.losses
 
     return apart(keeping_little(compute))
 
@@ -87,11 +126,21 @@ def _signature(layer):
 
     Not their configs, for which Keras imports TensorFlow.
     """
-    parts = [(type(part), part.dtype_policy, _plain_attributes(part)) for part in layer._flatten_layers()]
+    parts = [
+        (type(part), part.compute_dtype, part.variable_dtype, _attributes(part)) for part in layer._flatten_layers()
+    ]
     variables = [(variable.shape, variable.dtype, variable.trainable) for variable in layer.variables]
     return repr((parts, variables))
 
 
-def _plain_attributes(layer):
+def _attributes(layer):
+    """What a layer's attributes say, each function by its identity."""
     of_one = OF_ONE | {"rate"} if isinstance(layer, DropPath) else OF_ONE
-    return [(key, x) for key, x in sorted(vars(layer).items()) if key not in of_one and isinstance(x, PLAIN)]
+    found = []
+    for key, value in sorted(vars(layer).items()):
+        if key not in of_one:
+            if isinstance(value, numbers.Number | str | tuple | None):
+                found.append((key, value))
+            elif callable(value) and not isinstance(value, NOT_CALLED):
+                found.append((key, id(value)))
+    return found

@@ -24,7 +24,7 @@ class FlatModel(keras.Model):
         return [name for name in super().__dir__() if name != "backbone"]
 
     def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
-        """Keras' walk through the graph, without what no later layer reads.
+        """Keras' walk through the graph, without what no later layer reads; blocks as `BlockPrograms` calls them.
 
         Keras keeps what every layer gives until the end: 350 MB more in a prediction of Dual-ViT-B on
         PyTorch, batch 8 at 224 × 224.

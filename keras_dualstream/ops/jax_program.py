@@ -31,3 +31,11 @@ def apart(function):
             return program(*args)
 
     return call
+
+
+def compiled_as_a_whole():
+    """Whether JAX traces what will be compiled as one program, and not for a gradient of single operations."""
+    import jax
+
+    # Of no input, it is traced under `jax.jit` alone.
+    return isinstance(jax.numpy.zeros(()), jax.core.Tracer)

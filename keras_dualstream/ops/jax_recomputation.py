@@ -53,31 +53,33 @@ def recomputed(function):
     return compute
 
 
-# What takes longer to compute than to keep: products and sums, and what `keep` marks.
-COSTLY = {
-    "dot_general",
-    "conv_general_dilated",
-    "reduce_sum",
-    "reduce_max",
-    "reduce_window_sum",
-    "cumsum",
-    "random_bits",
-}
+# What takes longer to compute than to keep, and what `keep` marks.
+COSTLY = {"dot_general", "conv_general_dilated", "reduce_sum", "reduce_max", "reduce_window_sum", "random_bits"}
 KEPT = "kept"
 
 
 def keep(x):
-    """`x`, not to be computed again where `keeping_little` has the choice."""
+    """Marks what a function of `keeping_little` keeps, such as the result of a loop.
+
+    Args:
+        x: array.
+
+    Returns:
+        The array.
+    """
     from jax.ad_checkpoint import checkpoint_name
 
     return checkpoint_name(x, KEPT)
 
 
 def keeping_little(function):
-    """`function`, whose backward pass keeps the results of products, convolutions and sums alone, not the rest.
+    """`function`, whose backward pass keeps no elementwise results, but computes them again.
+
+    It keeps the arguments and, of those it needs, the results of products, convolutions, sums, maxima and draws, and
+    what `keep` marks; also inside of `jax.checkpoint`, which it overrules.
 
     Args:
-        function: function of arrays.
+        function: function of arrays, and trees of arrays, to such.
 
     Returns:
         The function of the same results.
@@ -87,5 +89,5 @@ def keeping_little(function):
     def keeps(primitive, *_, **options):
         return primitive.name in COSTLY or options.get("name") == KEPT
 
-    # What would prevent that XLA finds both computations to be the same, it has no regard for on CPU: see `apart`.
+    # XLA has no regard on CPU for what `prevent_cse` adds, as `after` tells; the border of a program (`apart`) it has.
     return jax.checkpoint(function, policy=keeps, prevent_cse=False)
