@@ -22,7 +22,8 @@ def test_xla_does_not_merge_them_with_what_is_around():
     x = np.ones((4, 8), "float32")
 
     def function(x):
-        return keras.ops.sum(keras.ops.exp(x), axis=-1)
+        # JAX has a program of its own for zeros around an array.
+        return keras.ops.sum(keras.ops.pad(keras.ops.exp(x), ((0, 0), (1, 1))), axis=-1)
 
     assert program_text(apart(function), x).count("call(") == 2
     assert "call(" not in program_text(function, x)
