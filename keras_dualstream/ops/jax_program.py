@@ -11,8 +11,8 @@ def apart(function):
     XLA merges whatever it can: it computes one operation again in each of its readers, backward passes' first
     operations early, and the same layers in another way at each place, to be compiled each time. Nothing of that
     crosses the border of a program that is not inlined. With blocks and depthwise convolutions apart TransXNet-T,
-    batch 8 at 224 × 224, predicts in 374 instead of 450 ms; its training step takes 58 instead of 71 s to compile, 5%
-    less time to run, and 1.68 instead of 2.35 GB.
+    batch 8 at 224 × 224, predicts in 377 or 445 ms, process by process, instead of 450; its training step takes 57
+    instead of 70 s to compile, some 5% less time to run, and 1.68 instead of 2.35 GB. benchmarks/README.md has more.
 
     Args:
         function: function of arrays, and trees of arrays, to such.
