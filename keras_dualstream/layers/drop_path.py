@@ -71,7 +71,7 @@ class DropPath(NestedCall, keras.layers.Layer):
 
     def rate_and_factor(self):
         """The rate, and what a branch is multiplied by where it is kept."""
-        return self.rate, 1.0 / (1.0 - self.rate)
+        return float(self.rate), 1.0 / (1.0 - self.rate)
 
     @contextlib.contextmanager
     def drawing_with(self, rate, factor):

@@ -4,6 +4,7 @@ import contextlib
 import numbers
 
 import keras
+import numpy as np
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
@@ -17,6 +18,8 @@ from keras_dualstream.ops.jax_recomputation import keeping_little
 
 # The attributes in which layers that share a program may differ: names, rates, what Keras notes or makes for each.
 OF_ONE = {"name", "_path", "_parent_path", "drop_path_rate", "seed", "_called", "build", "quantize"}
+# In place of a seed where the rate is zero and nothing is dropped, whatever is drawn.
+NO_SEED = np.zeros(2, "uint32")
 # Objects that say nothing of what a layer computes from its weights, or are looked at by themselves.
 NOT_CALLED = (
     keras.Layer,
@@ -30,18 +33,20 @@ class BlockPrograms:
     """Calls the layers of a graph, and its blocks as programs that alike ones share.
 
     Where JAX compiles a model for a CPU, it would trace every layer anew, and
-    XLA compile it anew and keep for the backward pass what it likes. A block's
-    program is traced once in a walk, and keeps little (`keeping_little`).
+    XLA compile it anew and keep for the backward pass what it likes. The program of
+    blocks alike is traced once in a walk, and keeps little (`keeping_little`).
 
     Blocks are called as ever where something is unusual: in half precision,
     quantised, with `remat`, with metrics, or for an exporter.
 
     Args:
         operation_fn: function from a layer to what calls it, as Keras' walks through graphs have it.
+        layers: list of the graph's layers.
     """
 
-    def __init__(self, operation_fn):
+    def __init__(self, operation_fn, layers):
         self.operation_fn = operation_fn
+        self.layers = layers
         self.programs = {}
         self.scope = _scope_of_a_program()
 
@@ -58,20 +63,27 @@ class BlockPrograms:
         """
         if self.scope is None or kwargs or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
-        values = [self.scope.get_current_value(variable) for variable in layer.variables]
+        variables = _variables(layer)
+        values = [NO_SEED if variable is None else self.scope.get_current_value(variable) for variable in variables]
         if any(value is None for value in values):
             return self.operation_fn(layer)(*args)
         signature = _signature(layer)
         if signature not in self.programs:
-            self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
+            drawing = self._drawing_one(layer, signature)
+            self.programs[signature] = _program(drawing, self.operation_fn(drawing), self.scope)
         rates = [part.rate_and_factor() for part in _drop_paths(layer)]
         result, changes, losses = self.programs[signature](values, rates, args)
-        for variable, value in zip(layer.variables, changes, strict=True):
-            if value is not None:
+        for variable, value in zip(variables, changes, strict=True):
+            if variable is not None and value is not None:
                 variable.assign(value)
         for loss in losses:
             layer.add_loss(loss)
         return result
+
+    def _drawing_one(self, layer, signature):
+        """A block that is alike and draws, for where the rate is zero, as in a model's first block, `layer` does not."""
+        alike = (other for other in self.layers if _is_plain(other) and _signature(other) == signature)
+        return layer if _draws(layer) else next(filter(_draws, alike), layer)
 
 
 def _scope_of_a_program():
@@ -86,7 +98,7 @@ def _scope_of_a_program():
 
 def _is_plain(layer):
     """Whether a layer is a block whose program nothing but its arguments and variables could change."""
-    if not isinstance(layer, Block) or layer.metrics:
+    if not isinstance(layer, Block) or layer.metrics or len({_draws(part) for part in _drop_paths(layer)}) > 1:
         return False
     return all(
         part.compute_dtype in ("float32", "float64")
@@ -100,25 +112,47 @@ def _is_plain(layer):
 
 def _program(block, call, outer_scope):
     """The function of a block of any values of its variables and any rates of its stochastic depth."""
+    variables = _variables(block)
 
     def compute(values, rates, args):
         scope = keras.StatelessScope(collect_losses=True)
         # Not as an argument, by which Keras would cast what a model around is autocasting.
         scope.state_mapping.update(outer_scope.state_mapping)
-        for update in zip(block.variables, values, strict=True):
-            scope.add_update(update)
+        for variable, value in zip(variables, values, strict=True):
+            if variable is not None:
+                scope.add_update((variable, value))
         with scope, contextlib.ExitStack() as stack:
             for part, (rate, factor) in zip(_drop_paths(block), rates, strict=True):
-                stack.enter_context(part.drawing_with(rate, factor))
+                if _draws(part):
+                    stack.enter_context(part.drawing_with(rate, factor))
             result = call(*args)
-        after = map(scope.get_current_value, block.variables)
+        after = [None if variable is None else scope.get_current_value(variable) for variable in variables]
         return result, [new if new is not old else None for new, old in zip(after, values, strict=True)], scope.losses
 
     return apart(keeping_little(compute))
 
 
 def _drop_paths(layer):
-    return [part for part in layer._flatten_layers() if isinstance(part, DropPath) and part.seed_generator is not None]
+    return [part for part in layer._flatten_layers() if isinstance(part, DropPath)]
+
+
+def _draws(layer):
+    """Whether stochastic depth has a seed in a layer, as it does not where the rate is zero."""
+    return any(part.seed_generator is not None for part in _drop_paths(layer))
+
+
+def _variables(layer):
+    """A block's variables: its weights, then the seed of each of its DropPaths, `None` for one that has none."""
+    return _weights(layer) + _seeds(layer)
+
+
+def _weights(layer):
+    seeds = set(map(id, _seeds(layer)))
+    return [variable for variable in layer.variables if id(variable) not in seeds]
+
+
+def _seeds(layer):
+    return [part.seed_generator and part.seed_generator.state for part in _drop_paths(layer)]
 
 
 def _signature(layer):
@@ -129,13 +163,13 @@ def _signature(layer):
     parts = [
         (type(part), part.compute_dtype, part.variable_dtype, _attributes(part)) for part in layer._flatten_layers()
     ]
-    variables = [(variable.shape, variable.dtype, variable.trainable) for variable in layer.variables]
-    return repr((parts, variables))
+    weights = [(weight.shape, weight.dtype, weight.trainable) for weight in _weights(layer)]
+    return repr((parts, weights))
 
 
 def _attributes(layer):
     """What a layer's attributes say, each function by its identity."""
-    of_one = OF_ONE | {"rate"} if isinstance(layer, DropPath) else OF_ONE
+    of_one = OF_ONE | {"rate", "seed_generator"} if isinstance(layer, DropPath) else OF_ONE
     found = []
     for key, value in sorted(vars(layer).items()):
         if key not in of_one:

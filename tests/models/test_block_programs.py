@@ -19,7 +19,7 @@ from keras_dualstream.models import block_programs
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "jax", reason="Only JAX makes programs of blocks.")
 
-DEEP = dict(depths=(1, 3, 1, 1), drop_path_rate=0.5)
+DEEP = dict(depths=(2, 3, 1, 1), drop_path_rate=0.5)
 
 
 def gradients_and_state(model, x):
@@ -75,7 +75,7 @@ def test_alike_blocks_are_traced_once_whatever_their_rate(monkeypatch):
     # A layer knows whether it was called before.
     for _ in range(2):
         called = calls_while_traced(model, monkeypatch, training=True)
-        assert called == ["stage1_block1", "stage2_block1", "stage3_block1", "stage4_block1"]
+        assert called == ["stage1_block2", "stage2_block1", "stage3_block1", "stage4_block1"]
 
 
 def freeze_a_part(block):
@@ -105,7 +105,7 @@ def test_a_block_that_differs_is_traced_by_itself(change, monkeypatch):
     model = tiny_transxnet(**DEEP)
     change(model.get_layer("stage2_block2"))
     called = calls_while_traced(model, monkeypatch)
-    assert called == ["stage1_block1", "stage2_block1", "stage2_block2", "stage3_block1", "stage4_block1"]
+    assert called == ["stage1_block2", "stage2_block1", "stage2_block2", "stage3_block1", "stage4_block1"]
 
 
 def test_a_loss_of_a_blocks_activations_is_not_lost():
@@ -130,7 +130,15 @@ def test_a_layer_draws_with_the_rate_it_is_given():
     assert set(np.unique(to_numpy(other(x, training=True)))) == {0, 4}
 
 
-EVERY_BLOCK = ["stage1_block1", "stage2_block1", "stage2_block2", "stage2_block3", "stage3_block1", "stage4_block1"]
+EVERY_BLOCK = [
+    "stage1_block1",
+    "stage1_block2",
+    "stage2_block1",
+    "stage2_block2",
+    "stage2_block3",
+    "stage3_block1",
+    "stage4_block1",
+]
 
 
 def test_half_precision_goes_the_way_of_layers(monkeypatch):
