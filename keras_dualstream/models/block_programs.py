@@ -81,7 +81,7 @@ class BlockPrograms:
         return result
 
     def _drawing_one(self, layer, signature):
-        """A block that is alike and draws, for where the rate is zero, as in a model's first block, `layer` does not."""
+        """A block alike that draws: with a rate of zero, as of a model's first block, `layer` itself does not."""
         alike = (other for other in self.layers if _is_plain(other) and _signature(other) == signature)
         return layer if _draws(layer) else next(filter(_draws, alike), layer)
 

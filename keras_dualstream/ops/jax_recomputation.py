@@ -90,4 +90,58 @@ def keeping_little(function):
         return primitive.name in COSTLY or options.get("name") == KEPT
 
     # XLA has no regard on CPU for what `prevent_cse` adds, as `after` tells; the border of a program (`apart`) it has.
-    return jax.checkpoint(function, policy=keeps, prevent_cse=False)
+    recomputing = functools.partial(jax.vjp, jax.checkpoint(function, policy=keeps, prevent_cse=False))
+    compute = jax.custom_vjp(function)
+    compute.defvjp(_without_roundings(recomputing), lambda gradients, upstream: gradients(upstream))
+    return compute
+
+
+def _without_roundings(function):
+    """`function` without the `reduce_precision` by which `jax.checkpoint` rounds what is kept to its own precision.
+
+    XLA does not see on CPU that it changes nothing, and copies what is kept: without it a training step of DFvT-S
+    takes 582 instead of 631 ms, and one of TransXNet-S 4.1 instead of 4.7 s.
+
+    Args:
+        function: function of arrays, and trees of arrays, to such.
+
+    Returns:
+        The function of the same results.
+    """
+    import jax
+    from jax.extend import core
+
+    def compute(*args):
+        arrays, structure = jax.tree.flatten(args)
+        traced, shapes = jax.make_jaxpr(lambda *x: function(*structure.unflatten(x)), return_shape=True)(*arrays)
+        results = core.jaxpr_as_fun(traced.replace(jaxpr=_without_equal(traced.jaxpr)))(*arrays)
+        return jax.tree.structure(shapes).unflatten(results)
+
+    return compute
+
+
+def _without_equal(jaxpr):
+    """A program without the roundings that give what they are given."""
+    from jax.extend import core
+
+    given, equations = {}, []
+
+    def replaced(variables):
+        return [x if isinstance(x, core.Literal) else given.get(x, x) for x in variables]
+
+    for equation in jaxpr.eqns:
+        equation = equation.replace(invars=replaced(equation.invars))
+        if _rounds_to_its_own(equation):
+            given[equation.outvars[0]] = equation.invars[0]
+        else:
+            equations.append(equation)
+    return jaxpr.replace(eqns=equations, outvars=replaced(jaxpr.outvars))
+
+
+def _rounds_to_its_own(equation):
+    import jax
+
+    if equation.primitive.name != "reduce_precision":
+        return False
+    own = jax.numpy.finfo(equation.outvars[0].aval.dtype)
+    return (equation.params["exponent_bits"], equation.params["mantissa_bits"]) == (own.nexp, own.nmant)

@@ -47,6 +47,20 @@ def test_a_call_forgets_what_no_later_layer_reads():
     assert there == [[], [True], [False, True]]
 
 
+@pytest.mark.parametrize("size", [4, None])
+def test_a_first_step_does_not_call_layers_for_shapes_that_are_known(size):
+    called = []
+    images = keras.Input((size, 2))
+    y = keras.layers.Dense(3)(Watched(called.append)(images))
+    model = FlatModel(images, {"y": y})
+    model.compile("sgd", {"y": "mse"})
+    called.clear()
+    kernel = keras.ops.convert_to_numpy(model.layers[-1].kernel)
+    loss = model.train_on_batch(np.zeros((5, 4, 2), "float32"), {"y": np.ones((5, 4, 3), "float32")})
+    np.testing.assert_allclose(loss, np.square(1 - kernel.sum(axis=0)).mean(), rtol=1e-5)
+    assert len(called) == (1 if size or keras.config.backend() == "tensorflow" else 2)
+
+
 class Pair(Watched):
     """Gives another result before the one that is noted."""
 

@@ -55,3 +55,21 @@ def test_the_backward_pass_keeps_products_and_what_is_marked(mark, expected):
 
     assert len(large(keeping_little(function))) == expected
     assert len(large(function)) > 3
+
+
+@pytest.mark.parametrize(("mantissa_bits", "expected"), [(23, 0), (10, 1)])
+def test_what_is_kept_is_rounded_only_where_it_changes(mantissa_bits, expected):
+    import jax
+
+    def function(x):
+        rounded = jax.lax.reduce_precision(keras.ops.matmul(x, x), 8, mantissa_bits)
+        return keras.ops.matmul(keras.ops.sin(rounded), rounded)
+
+    def loss(function):
+        return lambda x: keras.ops.sum(function(x))
+
+    x = np.linspace(0, 1, 16, dtype="float32").reshape(4, 4)
+    forward = jax.make_jaxpr(lambda x: jax.vjp(loss(keeping_little(function)), x)[0])(x)
+    assert str(forward).count("reduce_precision[") == expected
+    given, plain = (jax.jit(jax.grad(loss(f)))(x) for f in (keeping_little(function), function))
+    np.testing.assert_allclose(given, plain, rtol=1e-6)
