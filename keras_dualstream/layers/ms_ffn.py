@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
-from keras_dualstream.layers.normalized_gelu import normalized_gelu
+from keras_dualstream.layers.normalized_gelu import from_normalized_gelu
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -78,15 +78,15 @@ class MSFFN(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        h = normalized_gelu(self.norm1, self.expand(x), training)
-        h = normalized_gelu(self.norm2, h + self._neighbours(h), training)
-        return self.norm3(self.reduce(h), training=training)
+        h = from_normalized_gelu(self._with_neighbours, self.depthwise, self.norm1, self.expand(x), training)
+        y = from_normalized_gelu(self.reduce, [self.reduce], self.norm2, h, training)
+        return self.norm3(y, training=training)
 
-    def _neighbours(self, h):
+    def _with_neighbours(self, h):
         if len(self.depthwise) == 1:
-            return self.depthwise[0](h)
+            return h + self.depthwise[0](h)
         parts = split_channels(h, self.part_channels)
-        return ops.concatenate([layer(part) for layer, part in zip(self.depthwise, parts, strict=True)], axis=-1)
+        return h + ops.concatenate([layer(part) for layer, part in zip(self.depthwise, parts, strict=True)], axis=-1)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -4,7 +4,7 @@ import keras
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
-from keras_dualstream.layers.normalized_gelu import normalized_gelu
+from keras_dualstream.layers.normalized_gelu import from_normalized_gelu
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
@@ -67,9 +67,9 @@ class SqueezedTokenEnhancer(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
-        y = normalized_gelu(self.norm1, self.depthwise(x), training)
-        y = normalized_gelu(self.norm2, self.squeeze(y), training)
-        return x + self.norm3(self.expand(y), training=training)
+        y = from_normalized_gelu(self.squeeze, [self.squeeze], self.norm1, self.depthwise(x), training)
+        y = from_normalized_gelu(self.expand, [self.expand], self.norm2, y, training)
+        return x + self.norm3(y, training=training)
 
     def compute_output_shape(self, input_shape):
         return input_shape
