@@ -1,5 +1,7 @@
 """Feed-forward network of a transformer block."""
 
+import functools
+
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
@@ -7,6 +9,8 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.layers.recomputation import recomputed
+from keras_dualstream.layers.recomputation import recomputes
 from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.pieces import in_pieces
 
@@ -27,6 +31,8 @@ class FeedForward(NestedCall, keras.layers.Layer):
     Call arguments:
         x: float tensor `(batch, ..., channels)`; with `kernel_size`,
             `(batch, height, width, channels)`.
+        training: bool. Whether a backward pass follows, for which TensorFlow
+            then keeps no activation. Defaults to `None`.
 
     Returns:
         Tensor of the shape of `x`.
@@ -75,13 +81,19 @@ class FeedForward(NestedCall, keras.layers.Layer):
         self.reduce.build(hidden_shape)
         keep_frozen(self)
 
-    def call(self, x):
-        return in_pieces(self._forward, (*x.shape[:-1], self.expand.units), x)
+    def call(self, x, training=None):
+        forward = functools.partial(self._forward, training=training)
+        return in_pieces(forward, (*x.shape[:-1], self.expand.units), x)
 
-    def _forward(self, x):
+    def _forward(self, x, training):
         x = self.expand(x)
         if self.depthwise is not None:
             x = self.depthwise(x)
+        if training and recomputes(x, [self.reduce]):
+            return recomputed(self._activate_and_reduce, [self.reduce], x)
+        return self._activate_and_reduce(x)
+
+    def _activate_and_reduce(self, x):
         return self.reduce(self.activation(x))
 
     def compute_output_shape(self, input_shape):

@@ -2,12 +2,12 @@
 
 import keras
 
+from keras_dualstream.layers.recomputation import recomputed
+from keras_dualstream.layers.recomputation import recomputes
 from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.activation import has_jax_gelu
-from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import batch_normalization_of_gelu
-from keras_dualstream.ops.tensorflow_recomputation import tensorflow_recomputed
 
 
 def from_normalized_gelu(function, layers, norm, x, training=None):
@@ -30,28 +30,19 @@ def from_normalized_gelu(function, layers, norm, x, training=None):
     if training and norm.trainable and same_dtype:
         if has_jax_gelu(x):
             return function(norm.normalize_batch(x, batch_normalization_of_gelu))
-        if _recomputes(x, layers):
+        if recomputes(x, layers):
             return norm.normalize_batch(x, _normalized_and_more(function, layers))
     return function(norm(gelu(x), training=training))
 
 
-def _recomputes(x, layers):
-    """Whether TensorFlow computes again what it would keep: in full precision, where XLA does not see that it does."""
-    exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
-    plain = all(layer.quantization_mode is None and layer.activity_regularizer is None for layer in layers)
-    return keras.config.backend() == "tensorflow" and exact and plain and not compiled_by_xla()
-
-
 def _normalized_and_more(function, layers):
     """What `normalize_batch` calls, of the result of `function`."""
-    variables = [variable for layer in layers for variable in layer.variables]
 
     def normalize(x, gamma, beta, epsilon):
-        def compute(x, gamma, beta, *values):
+        def compute(x, gamma, beta):
             y, *statistics = batch_normalization_of_batch(gelu(x), gamma, beta, epsilon)
-            with keras.StatelessScope(zip(variables, values, strict=True)):
-                return function(y), *statistics
+            return function(y), *statistics
 
-        return tensorflow_recomputed(compute, x, gamma, beta, *(variable.value for variable in variables))
+        return recomputed(compute, layers, x, gamma, beta)
 
     return normalize

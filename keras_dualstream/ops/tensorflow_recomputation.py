@@ -8,7 +8,7 @@ def tensorflow_recomputed(function, *tensors):
     from variables takes a walk through the whole graph for each, 13 of 43 seconds in TransXNet-T.
 
     Args:
-        function: function of float tensors to several, through the first of which gradients go.
+        function: function of float tensors to one, or to several, through the first of which gradients go.
         *tensors: float tensors.
 
     Returns:
@@ -22,7 +22,7 @@ def tensorflow_recomputed(function, *tensors):
             # Not before the backward pass has come to it, or both results would be there at once.
             with tf.control_dependencies([upstream]), tf.GradientTape() as tape:
                 tape.watch(tensors)
-                result, *_ = function(*tensors)
+                result = tf.nest.flatten(function(*tensors))[0]
             return tape.gradient(result, tensors, upstream)
 
         return function(*tensors), gradients

@@ -9,7 +9,6 @@ from helpers import relative_error
 from keras import ops
 
 from keras_dualstream.layers import MSFFN
-from keras_dualstream.layers import normalized_gelu
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import Dense
 from keras_dualstream.layers.normalized_gelu import from_normalized_gelu
@@ -54,47 +53,6 @@ def test_a_training_step_on_jax_keeps_one_map():
     norm.build((None, 3, 4, 5))
     _, gradient = jax.vjp(lambda x: from_normalized_gelu(lambda y: y, [], norm, x, training=True), images(2, 3, 4, 5))
     assert [leaf.size for leaf in jax.tree.leaves(gradient)].count(2 * 3 * 4 * 5) == 1
-
-
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only there what reads it is computed again")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_training_step_on_tensorflow_computes_again_and_has_the_same_gradients(compiled, monkeypatch, float64):
-    import tensorflow as tf
-
-    layer = MSFFN(2.0, (1, 3), dtype=float64)
-    layer.build((None, 5, 4, 6))
-    randomize(layer)
-    x = tf.constant(images(3, 5, 4, 6).astype(float64))
-    called, with_neighbours = [], layer._with_neighbours
-    monkeypatch.setattr(layer, "_with_neighbours", lambda h: (called.append(1), with_neighbours(h))[1])
-
-    def step(x):
-        weights = [variable.value for variable in layer.trainable_variables]
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(tf.sin(layer(x, training=True)))
-        return tape.gradient(loss, [x, *weights])
-
-    def gradients():
-        called.clear()
-        return (tf.function(step, autograph=False) if compiled else step)(x), len(called)
-
-    recomputed, twice = gradients()
-    monkeypatch.setattr(normalized_gelu, "_recomputes", lambda *_: False)
-    kept, once = gradients()
-    assert (twice, once) == (2, 1)
-    for found, expected in zip(recomputed, kept, strict=True):
-        assert relative_error(found, expected) < 1e-12
-
-
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only there what reads it is computed again")
-def test_a_loss_of_what_is_computed_again_is_not_lost():
-    reader = Dense(3, activity_regularizer=keras.regularizers.L2(0.1))
-    reader.build((None, 3, 4, 5))
-    norm = BatchNormalization()
-    norm.build((None, 3, 4, 5))
-    from_normalized_gelu(reader, [reader], norm, ops.convert_to_tensor(images(2, 3, 4, 5)), training=True)
-    assert float(reader.losses[0]) > 0
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="TensorFlow knows its own operations")

@@ -1,0 +1,38 @@
+"""Parts of layers that a backward pass on TensorFlow computes again instead of keeping what they give."""
+
+import keras
+
+from keras_dualstream.ops.compiler import compiled_by_xla
+from keras_dualstream.ops.tensorflow_recomputation import tensorflow_recomputed
+
+
+def recomputes(x, layers):
+    """Whether `recomputed` takes them: on TensorFlow, in full precision, where XLA would not see and undo it.
+
+    Args:
+        x: float tensor.
+        layers: list of layers.
+    """
+    exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
+    plain = all(layer.quantization_mode is None and layer.activity_regularizer is None for layer in layers)
+    return keras.config.backend() == "tensorflow" and exact and plain and not compiled_by_xla()
+
+
+def recomputed(function, layers, *tensors):
+    """`function(*tensors)`, whose backward pass keeps no intermediate results.
+
+    Args:
+        function: function of float tensors to one, or to several, through the first of which gradients go.
+        layers: list of the layers that it calls.
+        *tensors: float tensors.
+
+    Returns:
+        What `function` returns.
+    """
+    variables = [variable for layer in layers for variable in layer.variables]
+
+    def compute(*given):
+        with keras.StatelessScope(zip(variables, given[len(tensors) :], strict=True)):
+            return function(*given[: len(tensors)])
+
+    return tensorflow_recomputed(compute, *tensors, *(variable.value for variable in variables))
