@@ -1,7 +1,5 @@
 """Feed-forward network of a transformer block."""
 
-import functools
-
 import keras
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
@@ -31,8 +29,6 @@ class FeedForward(NestedCall, keras.layers.Layer):
     Call arguments:
         x: float tensor `(batch, ..., channels)`; with `kernel_size`,
             `(batch, height, width, channels)`.
-        training: bool. Whether a backward pass follows, for which TensorFlow
-            then keeps no activation. Defaults to `None`.
 
     Returns:
         Tensor of the shape of `x`.
@@ -81,15 +77,15 @@ class FeedForward(NestedCall, keras.layers.Layer):
         self.reduce.build(hidden_shape)
         keep_frozen(self)
 
-    def call(self, x, training=None):
-        forward = functools.partial(self._forward, training=training)
-        return in_pieces(forward, (*x.shape[:-1], self.expand.units), x)
+    def call(self, x):
+        return in_pieces(self._forward, (*x.shape[:-1], self.expand.units), x)
 
-    def _forward(self, x, training):
+    def _forward(self, x):
         x = self.expand(x)
         if self.depthwise is not None:
             x = self.depthwise(x)
-        if training and recomputes(x, [self.reduce]):
+        # Other activations may draw, have weights or add losses.
+        if self.activation is gelu and recomputes(x, [self.reduce]):
             return recomputed(self._activate_and_reduce, [self.reduce], x)
         return self._activate_and_reduce(x)
 

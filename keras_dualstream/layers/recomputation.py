@@ -2,12 +2,15 @@
 
 import keras
 
-from keras_dualstream.ops.compiler import compiled_by_xla
+from keras_dualstream.ops.compiler import exporting
+from keras_dualstream.ops.compiler import in_tensorflow_graph
 from keras_dualstream.ops.tensorflow_recomputation import tensorflow_recomputed
 
 
 def recomputes(x, layers):
-    """Whether `recomputed` takes them: on TensorFlow, in full precision, where XLA would not see and undo it.
+    """Whether `recomputed` takes them: in a graph that TensorFlow runs itself, in full precision.
+
+    XLA would see that it computes twice, and not do it.
 
     Args:
         x: float tensor.
@@ -15,15 +18,16 @@ def recomputes(x, layers):
     """
     exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
     plain = all(layer.quantization_mode is None and layer.activity_regularizer is None for layer in layers)
-    return keras.config.backend() == "tensorflow" and exact and plain and not compiled_by_xla()
+    return exact and plain and in_tensorflow_graph() and not exporting()
 
 
 def recomputed(function, layers, *tensors):
     """`function(*tensors)`, whose backward pass keeps no intermediate results.
 
     Args:
-        function: function of float tensors to one, or to several, through the first of which gradients go.
-        layers: list of the layers that it calls.
+        function: function of float tensors to one, or to several, through the first of which gradients go. It draws
+            nothing, adds no loss and changes no variable.
+        layers: list of all layers with variables that it calls.
         *tensors: float tensors.
 
     Returns:

@@ -34,7 +34,8 @@ class BlockPrograms:
 
     Where JAX compiles a model for a CPU, it would trace every layer anew, and
     XLA compile it anew and keep for the backward pass what it likes. The program of
-    blocks alike is traced once in a walk, and keeps little (`keeping_little`).
+    blocks alike is traced once in a walk, and once for gradients, and keeps little
+    (`keeping_little`).
 
     Blocks are called as ever where something is unusual: in half precision,
     quantised, with `remat`, with metrics, or for an exporter.

@@ -117,7 +117,7 @@ def _only_shapes_matter():
 
 
 def _sizes_are_known(model, tensors):
-    """Whether inputs have all the sizes that the graph was made with, and those all the outputs'."""
+    """Whether inputs have all the sizes that the graph was made with, and the outputs' are known but for the batch."""
     as_made = all(tuple(tensors[id(x)].shape[1:]) == tuple(x.shape[1:]) for x in model.inputs)
     return as_made and not any(None in x.shape[1:] for x in model.outputs)
 

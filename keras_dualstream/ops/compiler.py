@@ -37,6 +37,15 @@ def tensorflow_on_cpu():
     return keras.config.backend() == "tensorflow" and not _has_gpu()
 
 
+def in_tensorflow_graph():
+    """Whether TensorFlow's own kernels will run the operations that follow, as a graph."""
+    if keras.config.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly() and not compiled_by_xla()
+
+
 def _has_gpu():
     """Whether JAX or TensorFlow computes on a GPU."""
     if keras.config.backend() == "jax":

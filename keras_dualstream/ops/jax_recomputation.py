@@ -76,10 +76,10 @@ def keeping_little(function):
     """`function`, whose backward pass keeps no elementwise results, but computes them again.
 
     It keeps the arguments and, of those it needs, the results of products, convolutions, sums, maxima and draws, and
-    what `keep` marks; also inside of `jax.checkpoint`, which it overrules.
+    what `keep` marks; also inside of `jax.checkpoint`, which it overrules. There are no forward-mode derivatives.
 
     Args:
-        function: function of arrays, and trees of arrays, to such.
+        function: function of arrays, and trees of arrays, to such, with gradients for its arguments alone.
 
     Returns:
         The function of the same results.
@@ -121,7 +121,7 @@ def _without_roundings(function):
 
 
 def _without_equal(jaxpr):
-    """A program without the roundings that give what they are given."""
+    """A program without those of its own roundings that give what they are given."""
     from jax.extend import core
 
     given, equations = {}, []

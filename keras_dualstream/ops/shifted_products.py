@@ -115,8 +115,11 @@ def _sum_of_taps_on_jax(padded, kernel, extents, strides, dilation_rate):
 
     To trace 49 taps takes 7 instead of 19 to 24 ms, and they are a quarter fewer operations for XLA.
     """
+    import jax.numpy as jnp
     from jax import lax
 
+    dtype = jnp.result_type(padded, kernel)
+    padded, kernel = padded.astype(dtype), kernel.astype(dtype)
     batch, _, _, channels = padded.shape
     # One kernel for all samples, or one each.
     axes = (3,) if kernel.shape[2] == 1 else (0, 3)

@@ -6,8 +6,8 @@ where XLA compiles everything or operations run one by one.
 
 import functools
 
-from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting
+from keras_dualstream.ops.compiler import in_tensorflow_graph
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 
 
@@ -22,7 +22,7 @@ def takes_xla(*tensors):
         tf.is_tensor(x) and x.dtype == tf.float32 and x.shape.rank and all(size is not None for size in x.shape[1:])
         for x in tensors
     )
-    return suitable and not tf.executing_eagerly() and not compiled_by_xla() and not exporting() and _has_compiler()
+    return suitable and in_tensorflow_graph() and not exporting() and _has_compiler()
 
 
 def in_xla(function, *tensors):
