@@ -7,9 +7,9 @@ import keras
 from keras_dualstream.layers.recomputation import recomputed
 from keras_dualstream.layers.recomputation import recomputes
 from keras_dualstream.ops.activation import gelu
-from keras_dualstream.ops.activation import has_jax_gelu
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import batch_normalization_of_gelu
+from keras_dualstream.ops.normalization import normalizes_gelu_at_once
 
 
 def from_normalized_gelu(function, layers, norm, x, training=None):
@@ -30,7 +30,7 @@ def from_normalized_gelu(function, layers, norm, x, training=None):
     """
     same_dtype = keras.backend.standardize_dtype(x.dtype) == norm.compute_dtype
     if training and norm.trainable and same_dtype:
-        if has_jax_gelu(x):
+        if normalizes_gelu_at_once(x):
             return function(norm.normalize_batch(x, batch_normalization_of_gelu))
         if recomputes(x, layers):
 

@@ -4,6 +4,7 @@ import keras
 
 from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import in_tensorflow_graph
+from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.tensorflow_recomputation import tensorflow_recomputed
 
 
@@ -16,9 +17,8 @@ def recomputes(x, layers):
         x: float tensor.
         layers: list of layers.
     """
-    exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
     plain = all(layer.quantization_mode is None and layer.activity_regularizer is None for layer in layers)
-    return exact and plain and in_tensorflow_graph() and not exporting()
+    return is_full_precision(x.dtype) and plain and in_tensorflow_graph() and not exporting()
 
 
 def recomputed(function, layers, *tensors):

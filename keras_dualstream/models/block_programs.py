@@ -12,6 +12,7 @@ from keras_dualstream.layers.nested_call import get_global_attribute
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_program import apart
 from keras_dualstream.ops.jax_program import compiled_as_a_whole
 from keras_dualstream.ops.jax_recomputation import keeping_little
@@ -102,7 +103,7 @@ def _is_plain(layer):
     if not isinstance(layer, Block) or layer.metrics or len({_draws(part) for part in _drop_paths(layer)}) > 1:
         return False
     return all(
-        part.compute_dtype in ("float32", "float64")
+        is_full_precision(part.compute_dtype)
         and getattr(part, "quantization_mode", None) is None
         # What a program keeps, it keeps of what `keras.remat` would compute again, too.
         and getattr(part, "_remat_mode", None) is None

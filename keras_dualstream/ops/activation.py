@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_activation import jax_gelu
 from keras_dualstream.ops.jax_activation import jax_silu
 from keras_dualstream.ops.pytorch_kernels import pytorch_gelu
@@ -30,22 +31,11 @@ def gelu(x):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_gelu(x)
-    if has_jax_gelu(x):
+    if keras.config.backend() == "jax" and ops.is_tensor(x) and not converting_jax_to_tensorflow():
         return jax_gelu(x)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
         return tensorflow_gelu(x)
     return ops.gelu(x, approximate=False)
-
-
-def has_jax_gelu(x):
-    """Whether `jax_gelu` takes `x`: on CPU, where it was measured, and where TensorFlow need not understand it."""
-    return _has_jax_kernel(x) and not converting_jax_to_tensorflow()
-
-
-def _has_jax_kernel(x):
-    """Whether `jax_gelu` and `jax_silu` take `x`, on CPU, where they were measured."""
-    exact = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
-    return jax_on_cpu() and exact and ops.is_tensor(x)
 
 
 def silu(x, overwrite=True):
@@ -60,7 +50,7 @@ def silu(x, overwrite=True):
     """
     if keras.config.backend() == "torch" and ops.is_tensor(x) and overwrite:
         return pytorch_silu(x)
-    if _has_jax_kernel(x):
+    if jax_on_cpu() and ops.is_tensor(x) and is_full_precision(x.dtype):
         return jax_silu(x)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
         return tensorflow_silu(x)

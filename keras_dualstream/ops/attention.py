@@ -9,6 +9,7 @@ from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.half_precision import for_sums
+from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import traced_by_jax
@@ -48,7 +49,7 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         # Scaled before the product, whose float16 sums would otherwise overflow at √d times smaller tokens on
         # TensorFlow.
         query = query * query.shape[-1] ** -0.5
-        if dropout is None and jax_on_cpu() and _is_exact(query):
+        if dropout is None and jax_on_cpu() and is_full_precision(query.dtype):
             output = _attend_on_jax(query, key, value, bias)
         elif dropout is not None or _is_faster_as_products(query) or _has_no_kernel(query):
             output = _attend(query, key, value, bias, dropout)
@@ -69,10 +70,6 @@ def _attend_on_jax(query, key, value, bias):
     shared = bias is None or tuple(bias.shape[:-3]) in ((), (1,))
     pieces = count_pieces((*query.shape[:3], key.shape[1]), SCORES_AT_ONCE) if shared and traced_by_jax(query) else 1
     return jax_attention(query, key, value, bias, pieces)
-
-
-def _is_exact(x):
-    return keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
 
 
 def _has_fused_kernel_without_gradient(query, key):

@@ -6,6 +6,11 @@ from keras import ops
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 
 
+def is_full_precision(dtype):
+    """Whether a dtype is float32 or float64."""
+    return keras.backend.standardize_dtype(dtype) in ("float32", "float64")
+
+
 def for_sums(x):
     """`x` as sums of products are to read it: in float32 where it is in half precision and TensorFlow sums on a CPU.
 

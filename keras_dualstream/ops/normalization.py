@@ -4,9 +4,11 @@ import keras
 from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
+from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
+from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
@@ -58,10 +60,16 @@ def batch_normalization_of_batch(x, gamma, beta, epsilon):
 def batch_normalization_of_gelu(x, gamma, beta, epsilon):
     """`batch_normalization_of_batch(gelu(x), gamma, beta, epsilon)`, whose backward pass keeps no map but `x`.
 
-    On JAX, where `has_jax_gelu(x)`. Arguments and results are those of `batch_normalization_of_batch`.
+    Where `normalizes_gelu_at_once(x)`. Arguments and results are those of `batch_normalization_of_batch`.
     """
     y, mean, variance = jax_normalization(x, gamma, beta, epsilon, tuple(range(len(x.shape) - 1)), gelu_first=True)
     return y, ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
+
+
+def normalizes_gelu_at_once(x):
+    """Whether `batch_normalization_of_gelu` takes `x`: on JAX' CPU, where TensorFlow need not understand it."""
+    fits = jax_on_cpu() and is_full_precision(x.dtype) and ops.is_tensor(x)
+    return fits and not converting_jax_to_tensorflow()
 
 
 def layer_normalization(x, gamma, beta, epsilon):

@@ -31,6 +31,22 @@ def test_float64_equals_the_error_function(float64):
     np.testing.assert_allclose(to_numpy(gelu(ops.convert_to_tensor(x, dtype=float64))), exact(x), atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_rounds_the_value_once(dtype):
+    x = to_numpy(ops.cast(ops.convert_to_tensor(np.linspace(-4, 4, 801)), dtype)).astype("float64")
+    found = to_numpy(gelu(ops.cast(ops.convert_to_tensor(x), dtype))).astype("float64")
+    half_a_step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    assert (np.abs(found - exact(x)) <= half_a_step * np.abs(exact(x)) + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_in_half_precision(dtype):
+    x = to_numpy(ops.cast(ops.convert_to_tensor(np.linspace(-3, 3, 25)), dtype)).astype("float32")
+    (found,) = gradients_of(lambda x: ops.cast(gelu(ops.cast(x, dtype)), "float32"), np.ones(25), [x], "float32")
+    expected = central_differences(lambda x: exact(x).sum(), [x.astype("float64")], 0)
+    np.testing.assert_allclose(found, expected, atol={"float16": 1e-3, "bfloat16": 6e-3}[dtype])
+
+
 @pytest.mark.parametrize(("function", "keras_function"), [(gelu, "gelu"), (silu, "silu")])
 def test_what_a_gradient_needs_stays(function, keras_function):
     x = keras.Variable(np.linspace(-2, 2, 9))
