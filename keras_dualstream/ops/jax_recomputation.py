@@ -2,28 +2,33 @@
 
 import functools
 
+from keras_dualstream.ops.compiler import jax_on_cpu
+
 
 def after(upstream, x):
     """`x`, but not before the upstream gradient is there.
 
     XLA finds what a backward pass computes from the forward pass' arrays alone to be
     ready before, computes it early, and keeps it until it is needed; on CPU it has no
-    regard for `jax.lax.optimization_barrier`, by which `jax.checkpoint` would prevent
-    that. One number of the upstream gradient, times zero, makes it wait. Early came
-    normalised maps, windows of convolutions, transposed tokens, and statistics repeated
-    to the size of the map: without these the buffer of DFvT-T's training step is 203
-    instead of 357 MB, which the system clears page by page at every step, and the step
-    takes a sixth less time.
+    regard for `jax.lax.optimization_barrier`, by which `jax.checkpoint` prevents that,
+    and which is all there is elsewhere. One number of the upstream gradient, times zero,
+    makes it wait. Early came normalised maps, windows of convolutions, transposed tokens,
+    and statistics repeated to the size of the map: without these the buffer of DFvT-T's
+    training step is 203 instead of 357 MB, which the system clears page by page at every
+    step, and the step takes a sixth less time.
 
     Args:
         upstream: float array of any shape.
         x: float array.
 
     Returns:
-        Array equal to `x`; NaN where the first number of `upstream` is not finite.
+        Array equal to `x`; on a CPU NaN where the first number of `upstream` is not finite.
     """
     import jax.numpy as jnp
+    from jax import lax
 
+    if not jax_on_cpu():
+        return lax.optimization_barrier(x)
     # A sum of one number, or of none where there is none.
     return x + (0 * jnp.sum(upstream[(slice(1),) * upstream.ndim])).astype(x.dtype)
 
