@@ -58,12 +58,7 @@ def tensorflow_gelu(x):
     Returns:
         Tensor of the shape and dtype of `x`.
     """
-    if is_full_precision(x.dtype) or exporting():
-        return _with_gradient(_gelu, _gelu_gradient, x)
-    import tensorflow as tf
-
-    # TensorFlow's gradient would keep three float32 tensors.
-    return tf.custom_gradient(lambda x: (_gelu(x), lambda upstream: _gelu_gradient(x, upstream)))(x)
+    return _with_gradient(_gelu, _gelu_gradient, x)
 
 
 def tensorflow_silu(x):
@@ -81,16 +76,21 @@ def tensorflow_silu(x):
 
 
 def _with_gradient(function, gradient, x):
-    """`function(x)` with `gradient(x, upstream)`, where XLA may compile that; otherwise with TensorFlow's."""
+    """`function(x)` with `gradient(x, upstream)` where XLA may compile that and in half precision, else TensorFlow's.
+
+    In half precision TensorFlow's own would keep what `_gelu` computes in float32, three tensors of it.
+    """
     import tensorflow as tf
 
-    if not takes_xla(x):
+    compiled = takes_xla(x)
+    if not compiled and (is_full_precision(x.dtype) or exporting()):
         return function(x)
+    backward = functools.partial(in_xla, gradient) if compiled else gradient
 
     @tf.custom_gradient
     def compute(x):
         # Where the upstream gradient comes from, its shape may be unknown.
-        return function(x), lambda upstream: in_xla(gradient, x, tf.ensure_shape(upstream, x.shape))
+        return function(x), lambda upstream: backward(x, tf.ensure_shape(upstream, x.shape))
 
     return compute(x)
 
