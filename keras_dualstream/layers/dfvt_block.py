@@ -89,9 +89,10 @@ class DFvTBlock(Block, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, context, spatial=None, training=None):
-        x = context + self.drop_path(self.attention(self.norm1(context)), training=training)
+        factors = self.drop_path.draw(context, 2, training=training)
+        x = context + self.drop_path.drop(self.attention(self.norm1(context)), factors[0])
         x = SUMS[self.fusion](x, spatial) if self.dane is None else self.dane(x, spatial)
-        return x + self.drop_path(self.feed_forward(self.norm2(x)), training=training)
+        return x + self.drop_path.drop(self.feed_forward(self.norm2(x)), factors[1])
 
     def compute_output_shape(self, context_shape, spatial_shape=None):
         return context_shape

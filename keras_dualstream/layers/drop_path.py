@@ -54,20 +54,30 @@ class DropPath(NestedCall, keras.layers.Layer):
         self._given_rate = None
 
     def call(self, x, training=None):
-        return self.drop(x, self.draw(x, training=training))
+        return self.drop(x, *self.draw(x, training=training))
 
-    def draw(self, x, training=None):
-        """The factor of each sample, `(batch,)`, or `None` where nothing is dropped.
+    def draw(self, x, branches=1, training=None):
+        """The factors of each sample for several branches.
 
         Drawing is apart from dropping so that a rematerialised block can draw
-        outside of what is computed twice.
+        outside of what is computed twice, and a block once for all its branches: on a
+        CPU JAX draws in a loop of 84 operations, a tenth of those of TransXNet-S'
+        training step when each branch had its own.
+
+        Args:
+            x: tensor `(batch, ...)`.
+            branches: int. Defaults to `1`.
+            training: bool. Whether to drop.
+
+        Returns:
+            List of one tensor `(batch,)`, or `None` where nothing is dropped, per branch.
         """
         if not training or (self._given_rate is None and self.rate == 0):
-            return None
+            return [None] * branches
         rate, factor = self.rate_and_factor() if self._given_rate is None else self._given_rate
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
-        noise = keras.random.uniform((ops.shape(x)[0],), dtype="float32", seed=self.seed_generator)
-        return ops.where(noise < rate, 0.0, factor)
+        noise = keras.random.uniform((branches, ops.shape(x)[0]), dtype="float32", seed=self.seed_generator)
+        return ops.unstack(ops.where(noise < rate, 0.0, factor), branches)
 
     def rate_and_factor(self):
         """The rate, and what a branch is multiplied by where it is kept."""

@@ -158,15 +158,16 @@ class DSBlock(Block, keras.layers.Layer):
         self.alignment.build(*shapes)
 
     def call(self, x, training=None):
+        factors = self.drop_path.draw(x, 2, training=training)
         x = x + self.position(x)
         y = self.input_projection(self.norm1(x, training=training))
         x_local, x_global = self.propagation(y, training=training)
         if self.alignment is not None:
             x_local, x_global = self.alignment(x_local, x_global, training=training)
         branch = self.output_projection(self._join(x_local, x_global))
-        x = x + self.drop_path(branch, training=training)
+        x = x + self.drop_path.drop(branch, factors[0])
         branch = self.feed_forward(self.norm2(x, training=training))
-        return x + self.drop_path(branch, training=training)
+        return x + self.drop_path.drop(branch, factors[1])
 
     def _join(self, x_local, x_global):
         """Both streams at full resolution in one map, or the only one that has channels."""

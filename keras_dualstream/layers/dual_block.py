@@ -43,7 +43,7 @@ class SemanticPathway(NestedCall, keras.layers.Layer):
         z: float tensor `(batch, tokens, channels)`: semantic tokens.
         n: float tensor `(batch, pixels, channels)`: normalised pixel tokens.
         training: bool. Whether stochastic depth drops.
-        drop_factors: list of one factor per step as `DropPath.draw` gives them;
+        drop_factors: list of one factor per step as `DropPath.draw` gives it;
             drawn here when left out.
 
     Returns:
@@ -113,7 +113,7 @@ class SemanticPathway(NestedCall, keras.layers.Layer):
 
     def draw(self, z, training=None):
         """One factor of stochastic depth per step."""
-        return [self.drop_path.draw(z, training=training) for _ in self.steps]
+        return self.drop_path.draw(z, len(self.steps), training=training)
 
     def compute_output_shape(self, z_shape, n_shape):
         return z_shape
@@ -216,7 +216,7 @@ class DualBlock(Block, keras.layers.Layer):
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
         semantic_factors = self.semantic_pathway.draw(z, training=training)
-        factors = [self.drop_path.draw(x, training=training) for _ in range(2)]
+        factors = self.drop_path.draw(x, 2, training=training)
         # Bound, not passed: TensorFlow's recomputation takes no `None`.
         forward = functools.partial(self._forward, semantic_factors=semantic_factors, factors=factors)
         return (keras.remat(forward) if self.remat and training else forward)(x, z)

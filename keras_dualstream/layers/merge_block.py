@@ -86,7 +86,7 @@ class MergeBlock(Block, keras.layers.Layer):
 
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
-        factors = [self.drop_path.draw(x, training=training) for _ in range(2)]
+        factors = self.drop_path.draw(x, 2, training=training)
         # Bound, not passed: TensorFlow's recomputation takes no `None`.
         forward = functools.partial(self._forward, factors=factors)
         return (keras.remat(forward) if self.remat and training else forward)(x, z)

@@ -96,12 +96,13 @@ class TransXNetBlock(Block, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, position_bias=None, training=None):
+        factors = self.drop_path.draw(x, 2, training=training)
         if self.encoding is not None:
             x = x + self.encoding(x)
         branch = self.mixer(self.norm1(x), position_bias, training=training)
-        x = x + self.drop_path(self.scale1(branch), training=training)
+        x = x + self.drop_path.drop(self.scale1(branch), factors[0])
         branch = self.feed_forward(self.norm2(x), training=training)
-        return x + self.drop_path(self.scale2(branch), training=training)
+        return x + self.drop_path.drop(self.scale2(branch), factors[1])
 
     def compute_output_shape(self, x_shape, position_bias_shape=None):
         return x_shape

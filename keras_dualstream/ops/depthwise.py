@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting_to_litert
+from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.half_precision import for_sums
@@ -46,6 +47,9 @@ def depthwise_conv2d(
     _check_padding(padding)
     if keras.config.backend() == "torch":
         return _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias)
+    # TensorFlow's XLA would sum the gradient of the kernel channel by channel on a CPU.
+    if compiled_by_xla() and not tensorflow_on_cpu() and _is_one_product(kernel.shape, strides, padding):
+        return _by_product(x, kernel, data_format, bias)
     # TensorFlow's kernel has one stride for both axes.
     if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
         return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias)
@@ -69,8 +73,6 @@ def _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias):
 
 def _by_kernel(x, kernel, strides, padding, dilation_rate, data_format):
     """`depthwise_conv2d` by the kernels of TensorFlow and, on a GPU, cuDNN, without the bias."""
-    if compiled_by_xla() and _is_one_product(kernel.shape, strides, padding):
-        return _by_product(x, kernel, data_format)
     if not isinstance(padding, str) and _means_same(padding, kernel.shape, strides, dilation_rate):
         padding = "same"
     if not isinstance(padding, str):
@@ -132,17 +134,18 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias):
     height, width, channels, multiplier = kernel.shape
     if multiplier > 1:
         x = ops.repeat(x, multiplier, axis=-1)
-    taps = ops.reshape(kernel, (height, width, 1, channels * multiplier))
+    taps = ops.reshape(kernel, (height, width, channels * multiplier))
     zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
     bias = bias if bias is None else ops.convert_to_tensor(bias)
     y = shifted_products(x, taps, strides, zeros, dilation_rate, bias)
     return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
 
 
-def _by_product(x, kernel, data_format):
+def _by_product(x, kernel, data_format, bias):
     """`depthwise_conv2d` with one tap, whose gradients are summed in float32 at least."""
     exact = exact_dtype(x.dtype)
     y = ops.cast(x, exact) * _per_channel(ops.cast(kernel, exact), data_format)
+    y = y if bias is None else y + _per_channel(ops.cast(bias, exact), data_format)
     return ops.cast(y, x.dtype)
 
 

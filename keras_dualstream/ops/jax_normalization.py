@@ -68,15 +68,18 @@ def _normalization(epsilon, axes, activation):
         if activation is not None:
             x, through_activation = jax.vjp(activation, x)
         x = (x - mean) * inverse
-        for_beta, for_gamma = jnp.sum(upstream, others), jnp.sum(upstream * x, others)
+        # Over the positions of a sample first, which leaves little to sum for gamma and beta and over the channels.
+        positions = tuple(axis for axis in axes if axis in others)
+        sums = [jnp.sum(each, positions, keepdims=True) for each in (upstream, upstream * x)]
+        for_beta, for_gamma = (jnp.sum(each, others) for each in sums)
         count = math.prod(x.shape[axis] for axis in axes)
         if axes == others:
-            of_given, of_product = for_beta * gamma, for_gamma * gamma
+            of_given, of_product = (each * gamma for each in sums)
+        elif positions:
+            of_given, of_product = (jnp.sum(each * gamma, -1, keepdims=True) for each in sums)
         else:
             # As products with gamma: XLA would repeat it to the size of `x`, at the start of the step, to sum up.
-            of_given, of_product = (
-                jnp.sum(each @ gamma[:, None], axes[:-1], keepdims=True) for each in (upstream, upstream * x)
-            )
+            of_given, of_product = (each @ gamma[:, None] for each in sums)
         for_x = inverse * (upstream * gamma - of_given / count - x * (of_product / count))
         if activation is not None:
             (for_x,) = through_activation(for_x)

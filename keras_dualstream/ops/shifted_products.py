@@ -17,7 +17,7 @@ FEW_TAPS = 9
 
 
 def shifted_products(x, taps, strides, zeros, dilation_rate, bias=None):
-    """`y[b, i, j, c] = Σ_uv padded[b, i·s + u·d, j·s + v·d, c] · taps[u, v, b or 0, c] + bias[c]`.
+    """`y[b, i, j, c] = Σ_uv padded[b, i·s + u·d, j·s + v·d, c] · taps[u, v, c] + bias[c]`, or `taps[u, v, b, c]`.
 
     The gradients are written out too: XLA's own for 49 overlapping slices takes
     four times as long, to run and to compile, as the one loop over the taps that
@@ -27,7 +27,8 @@ def shifted_products(x, taps, strides, zeros, dilation_rate, bias=None):
 
     Args:
         x: float tensor `(batch, height, width, channels)`.
-        taps: float tensor `(kernel_height, kernel_width, batch or 1, channels)`.
+        taps: float tensor `(kernel_height, kernel_width, channels)`, or `(kernel_height, kernel_width, batch, channels)`
+            with a kernel for each sample.
         strides: pair of int.
         zeros: `((top, bottom), (left, right))`, the zeros around `x`.
         dilation_rate: pair of int.
@@ -99,9 +100,14 @@ def _sum_of_taps(padded, kernel, strides, dilation_rate):
     for u, v, top, left in _corners(kernel.shape, dilation_rate):
         rows = slice(top, top + extents[0], strides[0])
         columns = slice(left, left + extents[1], strides[1])
-        product = padded[:, rows, columns, :] * kernel[u, v][:, None, None, :]
+        product = padded[:, rows, columns, :] * (kernel[u, v] if _is_shared(kernel) else kernel[u, v][:, None, None, :])
         total = product if total is None else total + product
     return total
+
+
+def _is_shared(kernel):
+    """Whether one kernel is for all samples."""
+    return len(kernel.shape) == 3
 
 
 def _corners(kernel_shape, dilation_rate):
@@ -121,9 +127,7 @@ def _sum_of_taps_on_jax(padded, kernel, extents, strides, dilation_rate):
     dtype = jnp.result_type(padded, kernel)
     padded, kernel = padded.astype(dtype), kernel.astype(dtype)
     batch, _, _, channels = padded.shape
-    # One kernel for all samples, or one each.
-    axes = (3,) if kernel.shape[2] == 1 else (0, 3)
-    kernel = lax.squeeze(kernel, (2,)) if kernel.shape[2] == 1 else kernel
+    axes = (3,) if _is_shared(kernel) else (0, 3)
     total = None
     for u, v, top, left in _corners(kernel.shape, dilation_rate):
         last = (batch, top + extents[0], left + extents[1], channels)
@@ -180,7 +184,7 @@ def _spread(x, strides):
 
 def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
     """For each tap the product of the upstream gradient and what the tap read, summed; one tap after the other."""
-    kernel_height, kernel_width, kernels, channels = taps_shape
+    kernel_height, kernel_width, *samples, channels = taps_shape
     if keras.config.backend() == "jax" and kernel_height * kernel_width <= FEW_TAPS:
         return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate)
     extents = _extents(padded, taps_shape, strides, dilation_rate)
@@ -190,13 +194,13 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
         top, left = tap // kernel_width * dilation_rate[0], tap % kernel_width * dilation_rate[1]
         window = ops.slice(padded, (0, top, left, 0), window_shape)[:, :: strides[0], :: strides[1]]
         product = window * upstream
-        summed = _sum_of_samples(product) if kernels == 1 else ops.sum(product, axis=(1, 2))
-        return ops.slice_update(total, (tap, 0, 0), ops.reshape(summed, (1, -1, channels)))
+        summed = ops.sum(product, axis=(1, 2)) if samples else _sum_of_samples(product)
+        return ops.slice_update(total, (tap, *(0 for _ in of_tap)), summed[None])
 
+    of_tap = (*ops.shape(padded)[: len(samples)], channels)
     count = kernel_height * kernel_width
-    samples = 1 if kernels == 1 else ops.shape(padded)[0]
-    total = ops.fori_loop(0, count, add, ops.zeros((count, samples, channels), dtype=padded.dtype))
-    return ops.reshape(total, (kernel_height, kernel_width, samples, channels))
+    total = ops.fori_loop(0, count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
+    return ops.reshape(total, (kernel_height, kernel_width, *of_tap))
 
 
 def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
@@ -204,7 +208,7 @@ def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
 
     Each tap has its own sum over the rows, so that XLA makes one loop of all products and sums.
     """
-    kernel_height, kernel_width, kernels, channels = taps_shape
+    kernel_height, kernel_width, *samples, channels = taps_shape
     batch, rows, columns, _ = ops.shape(upstream)
     _, extent = _extents(padded, taps_shape, strides, dilation_rate)
     reach, _ = _reaches(taps_shape, dilation_rate)
@@ -218,8 +222,8 @@ def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
 
     zeros = ops.zeros((batch, columns, channels), dtype=padded.dtype)
     sums = ops.fori_loop(0, rows, add, (zeros,) * (kernel_height * kernel_width))
-    axes = (0, 1) if kernels == 1 else 1
-    return ops.reshape(ops.stack([ops.sum(total, axis=axes) for total in sums]), taps_shape)
+    # One sum of them all: nine are as many programs of XLA's, to be set up one by one at the first step.
+    return ops.reshape(ops.sum(ops.stack(sums), axis=2 if samples else (1, 2)), taps_shape)
 
 
 def _sum_of_samples(product):
