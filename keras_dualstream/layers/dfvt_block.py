@@ -77,7 +77,7 @@ class DFvTBlock(Block, keras.layers.Layer):
         self.dane = None if fusion in SUMS else DANE(fusion, name="dane", **options)
         self.norm2 = LayerNormalization(epsilon=1e-5, name="norm2", **options)
         self.feed_forward = FeedForward(mlp_ratio, name="feed_forward", **options)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
+        self.drop_path = DropPath(drop_path_rate, branches=2, name="drop_path", **options)
 
     def build(self, context_shape, spatial_shape=None):
         for layer in (self.norm1, self.attention, self.norm2, self.feed_forward):
@@ -89,7 +89,7 @@ class DFvTBlock(Block, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, context, spatial=None, training=None):
-        factors = self.drop_path.draw(context, 2, training=training)
+        factors = self.drop_path.draw(context, training=training)
         x = context + self.drop_path.drop(self.attention(self.norm1(context)), factors[0])
         x = SUMS[self.fusion](x, spatial) if self.dane is None else self.dane(x, spatial)
         return x + self.drop_path.drop(self.feed_forward(self.norm2(x)), factors[1])

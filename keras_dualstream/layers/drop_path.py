@@ -20,6 +20,7 @@ class DropPath(NestedCall, keras.layers.Layer):
         rate: float in `[0, 1)`. Probability of dropping a sample's branch.
             Defaults to `0.0`.
         seed: int. Seed of the draws. Defaults to `None` (a random seed).
+        branches: int. For how many branches `draw` draws at once. Defaults to `1`.
 
     Call arguments:
         x: float tensor `(batch, ...)`.
@@ -29,7 +30,7 @@ class DropPath(NestedCall, keras.layers.Layer):
         Tensor of the shape of `x`.
 
     Raises:
-        ValueError: if `rate` is not in `[0, 1)`.
+        ValueError: if `rate` is not in `[0, 1)`, or `branches` below 1.
 
     Example:
 
@@ -42,22 +43,25 @@ class DropPath(NestedCall, keras.layers.Layer):
         Huang et al., "Deep Networks with Stochastic Depth", eq. 2 (2016).
     """
 
-    def __init__(self, rate=0.0, seed=None, **kwargs):
+    def __init__(self, rate=0.0, seed=None, branches=1, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
+        if branches < 1:
+            raise ValueError(f"`branches` must be at least 1. Received: branches={branches}")
         self.rate = rate
         self.seed = seed
+        self.branches = branches
         self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
         self.supports_masking = True
         self.built = True
-        self._given_rate = None
+        self._given = None
 
     def call(self, x, training=None):
-        return self.drop(x, *self.draw(x, training=training))
+        return self.drop(x, self.draw(x, training=training)[0])
 
-    def draw(self, x, branches=1, training=None):
-        """The factors of each sample for several branches.
+    def draw(self, x, training=None):
+        """The factors of each sample for every branch.
 
         Drawing is apart from dropping so that a rematerialised block can draw
         outside of what is computed twice, and a block once for all its branches: on a
@@ -66,36 +70,31 @@ class DropPath(NestedCall, keras.layers.Layer):
 
         Args:
             x: tensor `(batch, ...)`.
-            branches: int. Defaults to `1`.
             training: bool. Whether to drop.
 
         Returns:
             List of one tensor `(batch,)`, or `None` where nothing is dropped, per branch.
         """
-        if not training or (self._given_rate is None and self.rate == 0):
-            return [None] * branches
-        rate, factor = self.rate_and_factor() if self._given_rate is None else self._given_rate
+        if self._given is not None:
+            return self._given
+        if not training or self.rate == 0:
+            return [None] * self.branches
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
-        noise = keras.random.uniform((branches, ops.shape(x)[0]), dtype="float32", seed=self.seed_generator)
-        return ops.unstack(ops.where(noise < rate, 0.0, factor), branches)
-
-    def rate_and_factor(self):
-        """The rate, and what a branch is multiplied by where it is kept."""
-        return float(self.rate), 1.0 / (1.0 - self.rate)
+        noise = keras.random.uniform((self.branches, ops.shape(x)[0]), dtype="float32", seed=self.seed_generator)
+        return ops.unstack(ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate)), self.branches)
 
     @contextlib.contextmanager
-    def drawing_with(self, rate, factor):
-        """Has the layer draw with tensors in place of its numbers, for programs that layers of several rates share.
+    def giving(self, factors):
+        """Has `draw` give what was drawn elsewhere, for programs that layers of several rates share.
 
         Args:
-            rate: float tensor or float.
-            factor: float tensor or float, as `rate_and_factor` gives it.
+            factors: list, as `draw` gives it.
         """
-        before, self._given_rate = self._given_rate, (rate, factor)
+        before, self._given = self._given, factors
         try:
             yield
         finally:
-            self._given_rate = before
+            self._given = before
 
     @staticmethod
     def drop(x, factor):
@@ -109,7 +108,7 @@ class DropPath(NestedCall, keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed, "branches": self.branches}
 
 
 def drop_path_rates(rate, depths):

@@ -117,7 +117,7 @@ class DSBlock(Block, keras.layers.Layer):
         self.alignment = self._alignment(policy)
         self.norm2 = batch_normalization("norm2", policy)
         self.feed_forward = FeedForward(mlp_ratio, name="feed_forward", dtype=policy)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", dtype=policy)
+        self.drop_path = DropPath(drop_path_rate, branches=2, name="drop_path", dtype=policy)
 
     def _alignment(self, policy):
         if not self.inter_scale_alignment or not (self.local_to_global or self.global_to_local):
@@ -158,7 +158,7 @@ class DSBlock(Block, keras.layers.Layer):
         self.alignment.build(*shapes)
 
     def call(self, x, training=None):
-        factors = self.drop_path.draw(x, 2, training=training)
+        factors = self.drop_path.draw(x, training=training)
         x = x + self.position(x)
         y = self.input_projection(self.norm1(x, training=training))
         x_local, x_global = self.propagation(y, training=training)

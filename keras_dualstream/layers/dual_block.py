@@ -90,7 +90,7 @@ class SemanticPathway(NestedCall, keras.layers.Layer):
             norm = LayerNormalization(epsilon=epsilon, name=f"{step}_norm", **options)
             setattr(self, f"{step}_norm", norm)
             setattr(self, f"{step}_scale", LayerScale(layer_scale_init_value, name=f"{step}_scale", **options))
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
+        self.drop_path = DropPath(drop_path_rate, branches=max(len(self.steps), 1), name="drop_path", **options)
 
     def build(self, z_shape, n_shape):
         for step in self.steps:
@@ -113,7 +113,7 @@ class SemanticPathway(NestedCall, keras.layers.Layer):
 
     def draw(self, z, training=None):
         """One factor of stochastic depth per step."""
-        return self.drop_path.draw(z, len(self.steps), training=training)
+        return self.drop_path.draw(z, training=training)[: len(self.steps)]
 
     def compute_output_shape(self, z_shape, n_shape):
         return z_shape
@@ -202,7 +202,7 @@ class DualBlock(Block, keras.layers.Layer):
         self.norm2 = LayerNormalization(epsilon=1e-6, name="norm2", **options)
         self.feed_forward = FeedForward(mlp_ratio, kernel_size=3, name="feed_forward", **options)
         self.scale2 = LayerScale(layer_scale_init_value, name="scale2", **options)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
+        self.drop_path = DropPath(drop_path_rate, branches=2, name="drop_path", **options)
 
     def build(self, x_shape, z_shape):
         pixels_shape = (x_shape[0], None, x_shape[-1])
@@ -216,7 +216,7 @@ class DualBlock(Block, keras.layers.Layer):
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
         semantic_factors = self.semantic_pathway.draw(z, training=training)
-        factors = self.drop_path.draw(x, 2, training=training)
+        factors = self.drop_path.draw(x, training=training)
         # Bound, not passed: TensorFlow's recomputation takes no `None`.
         forward = functools.partial(self._forward, semantic_factors=semantic_factors, factors=factors)
         return (keras.remat(forward) if self.remat and training else forward)(x, z)

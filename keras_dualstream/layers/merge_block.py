@@ -73,7 +73,7 @@ class MergeBlock(Block, keras.layers.Layer):
         self.feed_forward = FeedForward(mlp_ratio, kernel_size=3, name="feed_forward", **options)
         self.semantic_feed_forward = FeedForward(2.0, name="semantic_feed_forward", **options)
         self.scale2 = LayerScale(layer_scale_init_value, name="scale2", **options)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
+        self.drop_path = DropPath(drop_path_rate, branches=2, name="drop_path", **options)
 
     def build(self, x_shape, z_shape):
         tokens_shape = (x_shape[0], None, x_shape[-1])
@@ -86,7 +86,7 @@ class MergeBlock(Block, keras.layers.Layer):
 
     def call(self, x, z, training=None):
         # Drawn outside of what `remat` computes twice: the second time must drop the same samples.
-        factors = self.drop_path.draw(x, 2, training=training)
+        factors = self.drop_path.draw(x, training=training)
         # Bound, not passed: TensorFlow's recomputation takes no `None`.
         forward = functools.partial(self._forward, factors=factors)
         return (keras.remat(forward) if self.remat and training else forward)(x, z)

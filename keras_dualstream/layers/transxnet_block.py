@@ -85,7 +85,7 @@ class TransXNetBlock(Block, keras.layers.Layer):
         self.norm2 = GroupNormalization(name="norm2", **options)
         self.feed_forward = MSFFN(mlp_ratio, scales, name="feed_forward", **options)
         self.scale2 = LayerScale(layer_scale_init_value, use_bias=True, name="scale2", **options)
-        self.drop_path = DropPath(drop_path_rate, name="drop_path", **options)
+        self.drop_path = DropPath(drop_path_rate, branches=2, name="drop_path", **options)
 
     def build(self, x_shape, position_bias_shape=None):
         if self.encoding is not None:
@@ -96,7 +96,7 @@ class TransXNetBlock(Block, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, position_bias=None, training=None):
-        factors = self.drop_path.draw(x, 2, training=training)
+        factors = self.drop_path.draw(x, training=training)
         if self.encoding is not None:
             x = x + self.encoding(x)
         branch = self.mixer(self.norm1(x), position_bias, training=training)

@@ -4,7 +4,6 @@ import contextlib
 import numbers
 
 import keras
-import numpy as np
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
@@ -13,14 +12,12 @@ from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.half_precision import is_full_precision
-from keras_dualstream.ops.jax_program import apart
 from keras_dualstream.ops.jax_program import compiled_as_a_whole
 from keras_dualstream.ops.jax_recomputation import keeping_little
 
 # The attributes in which layers that share a program may differ: names, rates, what Keras notes or makes for each.
 OF_ONE = {"name", "_path", "_parent_path", "drop_path_rate", "seed", "_called", "build", "quantize"}
-# In place of a seed where the rate is zero and nothing is dropped, whatever is drawn.
-NO_SEED = np.zeros(2, "uint32")
+OF_ONE_DROP_PATH = OF_ONE | {"rate", "seed_generator"}
 # Objects that say nothing of what a layer computes from its weights, or are looked at by themselves.
 NOT_CALLED = (
     keras.Layer,
@@ -43,14 +40,13 @@ class BlockPrograms:
 
     Args:
         operation_fn: function from a layer to what calls it, as Keras' walks through graphs have it.
-        layers: list of the graph's layers.
     """
 
-    def __init__(self, operation_fn, layers):
+    def __init__(self, operation_fn):
         self.operation_fn = operation_fn
-        self.layers = layers
         self.programs = {}
         self.scope = _scope_of_a_program()
+        self.training = _is_for_training(operation_fn)
 
     def call(self, layer, args, kwargs):
         """Calls a layer.
@@ -65,27 +61,21 @@ class BlockPrograms:
         """
         if self.scope is None or kwargs or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
-        variables = _variables(layer)
-        values = [NO_SEED if variable is None else self.scope.get_current_value(variable) for variable in variables]
+        weights = _weights(layer)
+        values = [self.scope.get_current_value(weight) for weight in weights]
         if any(value is None for value in values):
             return self.operation_fn(layer)(*args)
         signature = _signature(layer)
         if signature not in self.programs:
-            drawing = self._drawing_one(layer, signature)
-            self.programs[signature] = _program(drawing, self.operation_fn(drawing), self.scope)
-        rates = [part.rate_and_factor() for part in _drop_paths(layer)]
-        result, changes, losses = self.programs[signature](values, rates, args)
-        for variable, value in zip(variables, changes, strict=True):
-            if variable is not None and value is not None:
-                variable.assign(value)
+            self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
+        factors = [part.draw(args[0], training=self.training) for part in _drop_paths(layer)]
+        result, changes, losses = self.programs[signature](values, factors, args)
+        for weight, value in zip(weights, changes, strict=True):
+            if value is not None:
+                weight.assign(value)
         for loss in losses:
             layer.add_loss(loss)
         return result
-
-    def _drawing_one(self, layer, signature):
-        """A block alike that draws: with a rate of zero, as of a model's first block, `layer` itself does not."""
-        alike = (other for other in self.layers if _is_plain(other) and _signature(other) == signature)
-        return layer if _draws(layer) else next(filter(_draws, alike), layer)
 
 
 def _scope_of_a_program():
@@ -98,9 +88,28 @@ def _scope_of_a_program():
     return scope
 
 
+def _is_for_training(operation_fn):
+    """What the layers of a walk have for `training`: what it gives them, otherwise that of the call around."""
+    given = operation_fn(_Mode())()
+    if given is not None or get_global_attribute is None:
+        return given
+    return getattr(get_global_attribute("current_call_ctx"), "training", None)
+
+
+class _Mode:
+    """In place of a layer, tells what it would be given for `training`."""
+
+    _call_context_args = {"training"}
+    # Of Keras before 3.13.
+    _call_has_training_arg = True
+
+    def __call__(self, training=None):
+        return training
+
+
 def _is_plain(layer):
     """Whether a layer is a block whose program nothing but its arguments and variables could change."""
-    if not isinstance(layer, Block) or layer.metrics or len({_draws(part) for part in _drop_paths(layer)}) > 1:
+    if not isinstance(layer, Block) or layer.metrics:
         return False
     return all(
         is_full_precision(part.compute_dtype)
@@ -113,48 +122,33 @@ def _is_plain(layer):
 
 
 def _program(block, call, outer_scope):
-    """The function of a block of any values of its variables and any rates of its stochastic depth."""
-    variables = _variables(block)
+    """The function of a block of any values of its weights and any factors of its stochastic depth."""
+    weights = _weights(block)
 
-    def compute(values, rates, args):
+    def compute(values, factors, args):
         scope = keras.StatelessScope(collect_losses=True)
         # Not as an argument, by which Keras would cast what a model around is autocasting.
         scope.state_mapping.update(outer_scope.state_mapping)
-        for variable, value in zip(variables, values, strict=True):
-            if variable is not None:
-                scope.add_update((variable, value))
+        for weight, value in zip(weights, values, strict=True):
+            scope.add_update((weight, value))
         with scope, contextlib.ExitStack() as stack:
-            for part, (rate, factor) in zip(_drop_paths(block), rates, strict=True):
-                if _draws(part):
-                    stack.enter_context(part.drawing_with(rate, factor))
+            for part, drawn in zip(_drop_paths(block), factors, strict=True):
+                stack.enter_context(part.giving(drawn))
             result = call(*args)
-        after = [None if variable is None else scope.get_current_value(variable) for variable in variables]
+        after = [scope.get_current_value(weight) for weight in weights]
         return result, [new if new is not old else None for new, old in zip(after, values, strict=True)], scope.losses
 
-    return apart(keeping_little(compute))
+    return keeping_little(compute)
 
 
 def _drop_paths(layer):
     return [part for part in layer._flatten_layers() if isinstance(part, DropPath)]
 
 
-def _draws(layer):
-    """Whether stochastic depth has a seed in a layer, as it does not where the rate is zero."""
-    return any(part.seed_generator is not None for part in _drop_paths(layer))
-
-
-def _variables(layer):
-    """A block's variables: its weights, then the seed of each of its DropPaths, `None` for one that has none."""
-    return _weights(layer) + _seeds(layer)
-
-
 def _weights(layer):
-    seeds = set(map(id, _seeds(layer)))
+    """A block's variables but for the seeds of its stochastic depth, which is drawn outside of its program."""
+    seeds = {id(part.seed_generator.state) for part in _drop_paths(layer) if part.seed_generator is not None}
     return [variable for variable in layer.variables if id(variable) not in seeds]
-
-
-def _seeds(layer):
-    return [part.seed_generator and part.seed_generator.state for part in _drop_paths(layer)]
 
 
 def _signature(layer):
@@ -171,7 +165,7 @@ def _signature(layer):
 
 def _attributes(layer):
     """What a layer's attributes say, each function by its identity."""
-    of_one = OF_ONE | {"rate", "seed_generator"} if isinstance(layer, DropPath) else OF_ONE
+    of_one = OF_ONE_DROP_PATH if isinstance(layer, DropPath) else OF_ONE
     found = []
     for key, value in sorted(vars(layer).items()):
         if key not in of_one:

@@ -37,7 +37,7 @@ class FlatModel(keras.Model):
         if _only_shapes_matter() and _sizes_are_known(self, tensors):
             batch = ops.shape(tensors[id(self.inputs[0])])[0]
             return keras.tree.map_structure(lambda x: ops.zeros((batch, *x.shape[1:]), x.dtype), self._outputs_struct)
-        programs = BlockPrograms(operation_fn, self.layers)
+        programs = BlockPrograms(operation_fn)
         for node, read_later in _steps(self):
             args, kwargs = node.arguments.fill_in(tensors)
             tensors = {key: x for key, x in tensors.items() if key in read_later}

@@ -3,6 +3,7 @@
 import functools
 
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.jax_program import apart
 
 
 def after(upstream, x):
@@ -78,7 +79,7 @@ def keep(x):
 
 
 def keeping_little(function):
-    """`function`, whose backward pass keeps no elementwise results, but computes them again.
+    """`function`, whose backward pass keeps no elementwise results, but computes them again, both passes `apart`.
 
     It keeps the arguments and, of those it needs, the results of products, convolutions, sums, maxima and draws, and
     what `keep` marks; also inside of `jax.checkpoint`, which it overrules. There are no forward-mode derivatives.
@@ -96,8 +97,8 @@ def keeping_little(function):
 
     # XLA has no regard on CPU for what `prevent_cse` adds, as `after` tells; the border of a program (`apart`) it has.
     recomputing = functools.partial(jax.vjp, jax.checkpoint(function, policy=keeps, prevent_cse=False))
-    compute = jax.custom_vjp(function)
-    compute.defvjp(_without_roundings(recomputing), lambda gradients, upstream: gradients(upstream))
+    compute = jax.custom_vjp(apart(function))
+    compute.defvjp(apart(_without_roundings(recomputing)), apart(lambda gradients, upstream: gradients(upstream)))
     return compute
 
 

@@ -43,6 +43,30 @@ def test_a_rate_outside_is_refused(rate):
         DropPath(rate)
 
 
+def test_branches_are_drawn_at_once_each_for_itself():
+    x = np.ones((64, 3), "float32")
+    layer = DropPath(0.5, seed=1, branches=3)
+    factors = [to_numpy(factor) for factor in layer.draw(x, training=True)]
+    assert len(factors) == 3
+    assert all(set(np.unique(factor)) == {0, 2} and factor.shape == (64,) for factor in factors)
+    assert (factors[0] != factors[1]).any()
+    assert (factors[1] != factors[2]).any()
+    assert layer.draw(x) == [None] * 3
+    assert DropPath.from_config(layer.get_config()).branches == 3
+
+
+def test_a_layer_gives_what_was_drawn_elsewhere():
+    layer = DropPath(0.5, seed=1)
+    with layer.giving([np.array([3.0, 4.0], "float32")]):
+        np.testing.assert_array_equal(to_numpy(layer(np.ones((2, 1), "float32"), training=True)), [[3], [4]])
+    assert layer.draw(np.ones((2, 1), "float32")) == [None]
+
+
+def test_no_branch_at_all_is_refused():
+    with pytest.raises(ValueError, match="`branches` must be at least 1. Received: branches=0"):
+        DropPath(0.1, branches=0)
+
+
 def test_rates_rise_linearly_from_zero_over_the_whole_depth():
     rates = drop_path_rates(0.6, (1, 2, 4))
     assert [len(stage) for stage in rates] == [1, 2, 4]

@@ -57,6 +57,18 @@ def test_the_backward_pass_keeps_products_and_what_is_marked(mark, expected):
     assert len(large(function)) > 3
 
 
+def test_of_a_gradient_only_the_two_passes_are_apart():
+    import jax
+
+    def loss(x):
+        return keras.ops.sum(keeping_little(lambda x: keras.ops.pad(keras.ops.sin(x) ** 3, ((0, 0), (1, 1))))(x))
+
+    text = jax.jit(jax.grad(loss)).lower(np.ones((4, 8), "float32")).as_text()
+    marked = [line for line in text.splitlines() if "inlineable" in line]
+    assert len(marked) == 2
+    assert all("call @" in line for line in marked)
+
+
 @pytest.mark.parametrize(("mantissa_bits", "expected"), [(23, 0), (10, 1)])
 def test_what_is_kept_is_rounded_only_where_it_changes(mantissa_bits, expected):
     import jax
