@@ -27,8 +27,8 @@ def shifted_products(x, taps, strides, zeros, dilation_rate, bias=None):
 
     Args:
         x: float tensor `(batch, height, width, channels)`.
-        taps: float tensor `(kernel_height, kernel_width, channels)`, or `(kernel_height, kernel_width, batch, channels)`
-            with a kernel for each sample.
+        taps: float tensor `(kernel_height, kernel_width, channels)`, or with a kernel for each
+            sample `(kernel_height, kernel_width, batch, channels)`.
         strides: pair of int.
         zeros: `((top, bottom), (left, right))`, the zeros around `x`.
         dilation_rate: pair of int.
