@@ -1,11 +1,15 @@
 """Stochastic depth."""
 
 import contextlib
+import threading
 
 import keras
 from keras import ops
 
 from keras_dualstream.layers.nested_call import NestedCall
+
+# What layers give in place of draws of their own, by thread and layer.
+GIVEN = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -55,7 +59,6 @@ class DropPath(NestedCall, keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
         self.supports_masking = True
         self.built = True
-        self._given = None
 
     def call(self, x, training=None):
         return self.drop(x, self.draw(x, training=training)[0])
@@ -75,13 +78,13 @@ class DropPath(NestedCall, keras.layers.Layer):
         Returns:
             List of one tensor `(batch,)`, or `None` where nothing is dropped, per branch.
         """
-        if self._given is not None:
-            return self._given
+        if GIVEN and (threading.get_ident(), id(self)) in GIVEN:
+            return GIVEN[threading.get_ident(), id(self)]
         if not training or self.rate == 0:
             return [None] * self.branches
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
         noise = keras.random.uniform((self.branches, ops.shape(x)[0]), dtype="float32", seed=self.seed_generator)
-        return ops.unstack(ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate)), self.branches)
+        return list(ops.unstack(ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate)), self.branches))
 
     @contextlib.contextmanager
     def giving(self, factors):
@@ -90,11 +93,15 @@ class DropPath(NestedCall, keras.layers.Layer):
         Args:
             factors: list, as `draw` gives it.
         """
-        before, self._given = self._given, factors
+        key = threading.get_ident(), id(self)
+        before = GIVEN.get(key)
+        GIVEN[key] = factors
         try:
             yield
         finally:
-            self._given = before
+            del GIVEN[key]
+            if before is not None:
+                GIVEN[key] = before
 
     @staticmethod
     def drop(x, factor):

@@ -33,7 +33,8 @@ class BlockPrograms:
     Where JAX compiles a model for a CPU, it would trace every layer anew, and
     XLA compile it anew and keep for the backward pass what it likes. The program of
     blocks alike is traced once in a walk, and once for gradients, and keeps little
-    (`keeping_little`).
+    (`keeping_little`); where some of them drop nothing, as a model's first block,
+    once for these and once for the others.
 
     Blocks are called as ever where something is unusual: in half precision,
     quantised, with `remat`, with metrics, or for an exporter.
@@ -46,7 +47,6 @@ class BlockPrograms:
         self.operation_fn = operation_fn
         self.programs = {}
         self.scope = _scope_of_a_program()
-        self.training = _is_for_training(operation_fn)
 
     def call(self, layer, args, kwargs):
         """Calls a layer.
@@ -59,7 +59,8 @@ class BlockPrograms:
         Returns:
             What the layer returns.
         """
-        if self.scope is None or kwargs or not _is_plain(layer):
+        symbolic = any(isinstance(x, keras.KerasTensor) for x in args)
+        if self.scope is None or kwargs or symbolic or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
         weights = _weights(layer)
         values = [self.scope.get_current_value(weight) for weight in weights]
@@ -68,7 +69,8 @@ class BlockPrograms:
         signature = _signature(layer)
         if signature not in self.programs:
             self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
-        factors = [part.draw(args[0], training=self.training) for part in _drop_paths(layer)]
+        training = _is_for_training(self.operation_fn)
+        factors = [part.draw(args[0], training=training) for part in _drop_paths(layer)]
         result, changes, losses = self.programs[signature](values, factors, args)
         for weight, value in zip(weights, changes, strict=True):
             if value is not None:
@@ -89,11 +91,9 @@ def _scope_of_a_program():
 
 
 def _is_for_training(operation_fn):
-    """What the layers of a walk have for `training`: what it gives them, otherwise that of the call around."""
+    """What a layer would have for `training`: what the walk gives it, otherwise that of the call around."""
     given = operation_fn(_Mode())()
-    if given is not None or get_global_attribute is None:
-        return given
-    return getattr(get_global_attribute("current_call_ctx"), "training", None)
+    return getattr(get_global_attribute("current_call_ctx"), "training", None) if given is None else given
 
 
 class _Mode:

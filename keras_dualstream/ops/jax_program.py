@@ -23,7 +23,12 @@ def apart(function):
     import jax
     from jax.experimental.xla_metadata import set_xla_metadata
 
-    program = jax.jit(inlining(function))
+    def inlining(*args):
+        # What JAX itself compiles apart inside, such as `jax.numpy.pad`, is not meant.
+        with set_xla_metadata(inlineable=None):
+            return function(*args)
+
+    program = jax.jit(inlining)
 
     def call(*args):
         # On a GPU nobody has measured it.
@@ -31,26 +36,6 @@ def apart(function):
             return program(*args)
 
     return call
-
-
-def inlining(function):
-    """`function`, whose programs of JAX' own are no longer apart, as `jax.numpy.pad` is not meant.
-
-    A program's gradients are traced outside of it: they take this from where their function was called.
-
-    Args:
-        function: function.
-
-    Returns:
-        The function of the same results.
-    """
-    from jax.experimental.xla_metadata import set_xla_metadata
-
-    def compute(*args):
-        with set_xla_metadata(inlineable=None):
-            return function(*args)
-
-    return compute
 
 
 def compiled_as_a_whole():

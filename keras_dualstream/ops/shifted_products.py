@@ -199,7 +199,7 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
 
     of_tap = (*ops.shape(padded)[: len(samples)], channels)
     count = kernel_height * kernel_width
-    total = ops.fori_loop(0, count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
+    total = _repeat(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
     return ops.reshape(total, (kernel_height, kernel_width, *of_tap))
 
 
@@ -221,9 +221,22 @@ def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
         return tuple(total + values * given for total, values in zip(sums, read, strict=True))
 
     zeros = ops.zeros((batch, columns, channels), dtype=padded.dtype)
-    sums = ops.fori_loop(0, rows, add, (zeros,) * (kernel_height * kernel_width))
+    sums = _repeat(rows, add, (zeros,) * (kernel_height * kernel_width))
     # One sum of them all: nine are as many programs of XLA's, to be set up one by one at the first step.
     return ops.reshape(ops.sum(ops.stack(sums), axis=2 if samples else (1, 2)), taps_shape)
+
+
+def _repeat(count, step, state):
+    """`ops.fori_loop` from 0 to `count`, on JAX without what its gradient would need.
+
+    JAX makes a scan of a loop whose count is known, and of that a loop that calls a program in each step, which XLA
+    leaves apart inside of programs that are apart.
+    """
+    if keras.config.backend() != "jax":
+        return ops.fori_loop(0, count, step, state)
+    from jax import lax
+
+    return lax.while_loop(lambda at: at[0] < count, lambda at: (at[0] + 1, step(*at)), (0, state))[1]
 
 
 def _sum_of_samples(product):

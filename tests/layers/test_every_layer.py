@@ -38,7 +38,7 @@ LAYERS = {
     ),
     "DSBlock": (lambda **kw: layers.DSBlock(2, 2, 2.0, 0.75, 0.2, 0.2, alignment_dim=4, **kw), [MAP]),
     "DyConv": (lambda **kw: layers.DyConv(3, 2, 3, **kw), [MAP]),
-    "DropPath": (lambda **kw: layers.DropPath(0.3, seed=3, **kw), [TOKENS]),
+    "DropPath": (lambda **kw: layers.DropPath(0.3, seed=3, branches=2, **kw), [TOKENS]),
     "DualBlock": (
         lambda **kw: layers.DualBlock(2, 3.0, 0.2, 0.5, ("cross_attention", "self_attention"), remat=True, **kw),
         [MAP, TOKENS],

@@ -38,7 +38,11 @@ def gradients_and_state(model, x):
     return [[np.asarray(array) for array in arrays] for arrays in step([v.value for v in model.trainable_variables])]
 
 
-@pytest.mark.parametrize("make", [tiny_transxnet, tiny_dfvt, tiny_dsnet, tiny_model])
+# With whole numbers among what a block's program is given, the seeds of its attention's dropout.
+dropping_dsnet = functools.partial(tiny_dsnet, attention_dropout_rate=0.1)
+
+
+@pytest.mark.parametrize("make", [tiny_transxnet, tiny_dfvt, dropping_dsnet, tiny_model])
 def test_gradients_statistics_and_draws_are_those_of_the_layers(make, monkeypatch, float64):
     model = randomize(make(classifier_activation=None, drop_path_rate=0.3, dtype=float64))
     x = images(4, *model.input_shape[1:]).astype(float64)
@@ -67,7 +71,7 @@ def calls_while_traced(model, monkeypatch, **kwargs):
     return called
 
 
-def test_alike_blocks_are_traced_once_whatever_their_rate(monkeypatch):
+def test_alike_blocks_that_drop_are_traced_once_whatever_their_rate(monkeypatch):
     model = tiny_transxnet(**DEEP)
     rates = {model.get_layer(f"stage2_block{i}").drop_path_rate for i in (1, 2, 3)}
     assert len(rates) == 3

@@ -108,3 +108,10 @@ def test_a_step_drops_the_gradients_of_the_one_before_first():
         assert held
         assert not any(held)
         assert dense.kernel.value.grad is not None
+
+
+def test_a_model_tells_the_shapes_of_other_sizes_than_its_own():
+    images = keras.Input((None, 2))
+    model = FlatModel(images, keras.layers.Dense(3)(images))
+    assert model.compute_output_shape((2, 4, 2)) == (2, 4, 3)
+    assert model(keras.Input((5, 2), batch_size=7)).shape == (7, 5, 3)

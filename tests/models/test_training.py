@@ -83,7 +83,8 @@ def test_learns_from_every_kind_of_input(feed, compiled):
 def test_half_precision_trains_and_predicts_like_float32(policy):
     x, y = colours(20)
     model = tiny_model(SIZE, dtype=policy, drop_path_rate=0.1)
-    optimizer = keras.optimizers.SGD(0.05)
+    # At 0.05 the loss jumps about, in float32 too, and falls by chance.
+    optimizer = keras.optimizers.SGD(0.02)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
