@@ -174,8 +174,8 @@ def _is_one_product(kernel_shape, strides, padding):
 
     XLA fuses a product. A convolution on a GPU goes to cuDNN, and to try cuDNN's kernels takes 5 to 25 seconds of
     compiling for each shape (H100, four shapes at a time). On a CPU it would be a program of its own, whose gradient is
-    a loop: as products TransXNet-S' two in each block are a twentieth fewer operations of its training step for JAX, and
-    0.1 GB less; TransXNet-T predicts in the same time.
+    a loop: as products TransXNet-S' two in each block are a twentieth fewer operations of its training step for JAX,
+    and 0.1 GB less; TransXNet-T predicts in the same time.
     """
     no_zeros = isinstance(padding, str) or not any(map(any, padding))
     return tuple(kernel_shape[:2]) == (1, 1) and kernel_shape[3] == 1 and tuple(strides) == (1, 1) and no_zeros
