@@ -94,14 +94,11 @@ class DropPath(NestedCall, keras.layers.Layer):
             factors: list, as `draw` gives it.
         """
         key = threading.get_ident(), id(self)
-        before = GIVEN.get(key)
         GIVEN[key] = factors
         try:
             yield
         finally:
             del GIVEN[key]
-            if before is not None:
-                GIVEN[key] = before
 
     @staticmethod
     def drop(x, factor):

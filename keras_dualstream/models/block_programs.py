@@ -100,8 +100,6 @@ class _Mode:
     """In place of a layer, tells what it would be given for `training`."""
 
     _call_context_args = {"training"}
-    # Of Keras before 3.13.
-    _call_has_training_arg = True
 
     def __call__(self, training=None):
         return training

@@ -1,5 +1,7 @@
 """Stochastic depth drops whole samples, seeded, and rises over the depth."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -60,6 +62,15 @@ def test_a_layer_gives_what_was_drawn_elsewhere():
     with layer.giving([np.array([3.0, 4.0], "float32")]):
         np.testing.assert_array_equal(to_numpy(layer(np.ones((2, 1), "float32"), training=True)), [[3], [4]])
     assert layer.draw(np.ones((2, 1), "float32")) == [None]
+
+
+def test_what_a_layer_is_to_give_is_of_one_thread():
+    layer = DropPath(0.5, seed=1)
+    x = np.ones((64, 1), "float32")
+    with layer.giving([None]), ThreadPoolExecutor(1) as other:
+        assert layer.draw(x, training=True) == [None]
+        (factor,) = other.submit(layer.draw, x, training=True).result()
+    assert set(np.unique(to_numpy(factor))) == {0, 2}
 
 
 def test_no_branch_at_all_is_refused():
