@@ -2,12 +2,13 @@
 
 import keras
 
+from keras_dualstream.layers.initializers import ConstantsOnHost
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.convolution import conv2d
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class Conv2D(NestedCall, keras.layers.Conv2D):
+class Conv2D(NestedCall, ConstantsOnHost, keras.layers.Conv2D):
     """`keras.layers.Conv2D` of channels-last maps on `ops.convolution.conv2d`, with the same zeros on every side.
 
     Args:

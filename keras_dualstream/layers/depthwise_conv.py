@@ -4,12 +4,13 @@ import numbers
 
 import keras
 
+from keras_dualstream.layers.initializers import ConstantsOnHost
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.depthwise import depthwise_conv2d
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class DepthwiseConv2D(NestedCall, keras.layers.DepthwiseConv2D):
+class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`, with explicit padding beside Keras' own.
 
     Same arguments, weights and results; how it is computed depends on the

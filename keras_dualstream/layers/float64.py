@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.layers.initializers import ConstantsOnHost
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.float64 import mean as mean_of
@@ -19,7 +20,7 @@ from keras_dualstream.ops.normalization import layer_normalization
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class Dense(NestedCall, keras.layers.Dense):
+class Dense(NestedCall, ConstantsOnHost, keras.layers.Dense):
     """`keras.layers.Dense` that computes in float64 under a float64 policy.
 
     Args:
@@ -36,7 +37,7 @@ class Dense(NestedCall, keras.layers.Dense):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
+class LayerNormalization(NestedCall, ConstantsOnHost, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:
@@ -51,7 +52,7 @@ class LayerNormalization(NestedCall, keras.layers.LayerNormalization):
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
-class BatchNormalization(NestedCall, keras.layers.BatchNormalization):
+class BatchNormalization(NestedCall, ConstantsOnHost, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` over the last axis, in float64 under a float64 policy.
 
     Args:

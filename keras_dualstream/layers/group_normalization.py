@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_dualstream.layers.initializers import Constant
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.normalization import group_normalization
@@ -41,8 +42,8 @@ class GroupNormalization(NestedCall, keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer="ones")
-        self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
+        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer=Constant(1.0))
+        self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer=Constant())
 
     def call(self, x):
         dtype = exact_dtype(self.compute_dtype)

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_dualstream.layers.initializers import Constant
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.ops.linear import scale_and_shift
 
@@ -37,14 +38,10 @@ class LayerScale(NestedCall, keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape):
-        self.gamma = self.add_weight(
-            name="gamma",
-            shape=(input_shape[-1],),
-            initializer=keras.initializers.Constant(self.initial_value),
-        )
+        self.gamma = self.add_weight(name="gamma", shape=(input_shape[-1],), initializer=Constant(self.initial_value))
         self.beta = None
         if self.use_bias:
-            self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer="zeros")
+            self.beta = self.add_weight(name="beta", shape=(input_shape[-1],), initializer=Constant())
 
     def call(self, x):
         return x * self.gamma if self.beta is None else scale_and_shift(x, self.gamma, self.beta)

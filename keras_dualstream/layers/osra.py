@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.layers.attention import check_heads
 from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
+from keras_dualstream.layers.initializers import Constant
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
@@ -63,7 +64,7 @@ class PositionBias(NestedCall, keras.layers.Layer):
 
     def build(self, input_shape):
         shape = self.compute_output_shape(input_shape)
-        self.table = self.add_weight(name="table", shape=shape, initializer="zeros")
+        self.table = self.add_weight(name="table", shape=shape, initializer=Constant())
 
     def call(self, x):
         # A copy: JAX would hand out the variable's own memory, which the next step may reuse.
