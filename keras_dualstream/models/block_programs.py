@@ -1,6 +1,7 @@
 """Blocks as programs of their own on JAX, on a CPU."""
 
 import contextlib
+import math
 import numbers
 
 import keras
@@ -8,11 +9,14 @@ import keras
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.nested_call import get_global_attribute
+from keras_dualstream.models.graph import hands_on
+from keras_dualstream.models.graph import with_first
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_program import compiled_as_a_whole
+from keras_dualstream.ops.jax_program import one_after_the_other
 from keras_dualstream.ops.jax_recomputation import keeping_little
 
 # The attributes in which layers that share a program may differ: names, rates, what Keras notes or makes for each.
@@ -25,6 +29,9 @@ NOT_CALLED = (
     keras.regularizers.Regularizer,
     keras.constraints.Constraint,
 )
+# Numbers in a block's weights up to which a loop over blocks copies them: with the 2.6 million of TransXNet-S' last
+# stage it predicts 1.5% slower, with DualViT-L's 3%, for 2% less memory.
+WEIGHTS_IN_LOOP = 3 * 2**19
 
 
 class BlockPrograms:
@@ -35,6 +42,11 @@ class BlockPrograms:
     blocks alike is traced once in a walk, and once for gradients, and keeps little
     (`keeping_little`); where some of them drop nothing, as a model's first block,
     once for these and once for the others.
+
+    XLA compiles a program wherever it is called, and keeps it as often. Without training,
+    alike blocks in a row are a loop: TransXNet-T is 19,500 instead of 45,300 operations,
+    takes 6.9 instead of 9.5 s until its first prediction and 0.40 instead of 0.45 GB,
+    and predicts as fast. With training the loop's steps would copy what they keep.
 
     Blocks are called as ever where something is unusual: in half precision,
     quantised, with `remat`, with metrics, or for an exporter.
@@ -48,36 +60,94 @@ class BlockPrograms:
         self.programs = {}
         self.scope = _scope_of_a_program()
 
-    def call(self, layer, args, kwargs):
-        """Calls a layer.
+    def runs(self, steps):
+        """Splits the steps of a graph into those that one `call` takes.
 
         Args:
-            layer: a layer of the graph.
-            args: tuple of its arguments.
-            kwargs: dict of its arguments.
+            steps: iterator of `Step`.
 
         Returns:
-            What the layer returns.
+            Iterator of lists of `Step`.
         """
+        run = []
+        for step in steps:
+            if run and not self._goes_on(run[-1], step):
+                yield run
+                run = []
+            run.append(step)
+        if run:
+            yield run
+
+    def _goes_on(self, last, step):
+        """Whether a step is that of a block like the last one's, and of all that it gives the only reader."""
+        layers = last.node.operation, step.node.operation
+        if self.scope is None or not all(map(_is_plain, layers)) or not hands_on(last, step):
+            return False
+        small = sum(math.prod(weight.shape) for weight in _weights(layers[0])) <= WEIGHTS_IN_LOOP
+        return small and not _is_for_training(self.operation_fn) and len(set(map(_signature, layers))) == 1
+
+    def call(self, nodes, args, kwargs):
+        """Calls the layer of a node, or those of a run: each on what the one before gives, and the other arguments.
+
+        Args:
+            nodes: list of nodes of the graph.
+            args: tuple of the first one's arguments.
+            kwargs: dict of the first one's arguments.
+
+        Returns:
+            What the last layer returns, of a run as a list.
+        """
+        if len(nodes) == 1:
+            return self._call_one(nodes[0].operation, args, kwargs)
+        state = self._loop(nodes, args)
+        if state is not None:
+            return state
+        for node in nodes:
+            results = keras.tree.flatten(self._call_one(node.operation, args, {}))
+            args = with_first(args, results)
+        return results
+
+    def _call_one(self, layer, args, kwargs):
         symbolic = any(isinstance(x, keras.KerasTensor) for x in args)
         if self.scope is None or kwargs or symbolic or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
-        weights = _weights(layer)
-        values = [self.scope.get_current_value(weight) for weight in weights]
+        weights, values = _weights(layer), self._values(layer)
         if any(value is None for value in values):
             return self.operation_fn(layer)(*args)
-        signature = _signature(layer)
-        if signature not in self.programs:
-            self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
         training = _is_for_training(self.operation_fn)
         factors = [part.draw(args[0], training=training) for part in _drop_paths(layer)]
-        result, changes, losses = self.programs[signature](values, factors, args)
+        result, changes, losses = self._program(layer)(values, factors, args)
         for weight, value in zip(weights, changes, strict=True):
             if value is not None:
                 weight.assign(value)
         for loss in losses:
             layer.add_loss(loss)
         return result
+
+    def _loop(self, nodes, args):
+        """The results of the last of alike blocks, `None` where they do more than compute, or cannot be a loop."""
+        flat = keras.tree.flatten(args)
+        values = [self._values(node.operation) for node in nodes]
+        if any(x is None or isinstance(x, keras.KerasTensor) for x in [*flat, *keras.tree.flatten(values)]):
+            return None
+        block = nodes[0].operation
+        program = self._program(block)
+        factors = [part.draw(args[0], training=False) for part in _drop_paths(block)]
+
+        def call(values, state):
+            result, *others = program(values, factors, with_first(args, state))
+            return keras.tree.flatten(result), others
+
+        return one_after_the_other(call, values, flat[: len(nodes[0].outputs)])
+
+    def _values(self, layer):
+        return [self.scope.get_current_value(weight) for weight in _weights(layer)]
+
+    def _program(self, layer):
+        signature = _signature(layer)
+        if signature not in self.programs:
+            self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
+        return self.programs[signature]
 
 
 def _scope_of_a_program():
@@ -169,6 +239,6 @@ def _attributes(layer):
         if key not in of_one:
             if isinstance(value, numbers.Number | str | tuple | None):
                 found.append((key, value))
-            elif callable(value) and not isinstance(value, NOT_CALLED):
+            elif callable(value) and (key == "activity_regularizer" or not isinstance(value, NOT_CALLED)):
                 found.append((key, id(value)))
     return found

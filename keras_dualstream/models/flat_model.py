@@ -9,6 +9,7 @@ from keras import ops
 from keras_dualstream.conversion.reader.archive import most_bytes
 from keras_dualstream.layers.nested_call import get_global_attribute
 from keras_dualstream.models.block_programs import BlockPrograms
+from keras_dualstream.models.graph import steps_of
 from keras_dualstream.presets.folder import write_file
 
 
@@ -38,11 +39,11 @@ class FlatModel(keras.Model):
             batch = ops.shape(tensors[id(self.inputs[0])])[0]
             return keras.tree.map_structure(lambda x: ops.zeros((batch, *x.shape[1:]), x.dtype), self._outputs_struct)
         programs = BlockPrograms(operation_fn)
-        for node, read_later in _steps(self):
-            args, kwargs = node.arguments.fill_in(tensors)
-            tensors = {key: x for key, x in tensors.items() if key in read_later}
-            results = keras.tree.flatten(programs.call(node.operation, args, kwargs))
-            tensors.update(zip(map(id, node.outputs), results, strict=False))
+        for run in programs.runs(steps_of(self)):
+            args, kwargs = run[0].node.arguments.fill_in(tensors)
+            tensors = {key: x for key, x in tensors.items() if key in run[-1].read_later}
+            results = keras.tree.flatten(programs.call([step.node for step in run], args, kwargs))
+            tensors.update(zip(map(id, run[-1].node.outputs), results, strict=False))
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 
     def train_step(self, *args, **kwargs):
@@ -120,17 +121,6 @@ def _sizes_are_known(model, tensors):
     """Whether inputs have all the sizes that the graph was made with, and the outputs' are known but for the batch."""
     as_made = all(tuple(tensors[id(x)].shape[1:]) == tuple(x.shape[1:]) for x in model.inputs)
     return as_made and not any(None in x.shape[1:] for x in model.outputs)
-
-
-def _steps(model):
-    """The nodes of a graph in their order, each with the keys of the tensors that are read after it."""
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
-    steps, read = [], {id(x) for x in model.outputs}
-    for node in reversed(nodes):
-        steps.append((node, read))
-        read = read - {id(x) for x in node.outputs} | {id(x) for x in node.input_tensors}
-    return reversed(steps)
 
 
 def save_layers(layers, filepath, optimizer=None):

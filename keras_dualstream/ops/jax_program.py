@@ -38,6 +38,33 @@ def apart(function):
     return call
 
 
+def one_after_the_other(function, choices, state):
+    """`function(choices[n], … function(choices[0], state))` as one loop, of which XLA compiles one step.
+
+    Each step copies its choice, which is why large ones do not pay.
+
+    Args:
+        function: function of a tree of arrays and a state, to the next state and a tree of whatever else it gives.
+        choices: list of trees of arrays, all of the same shapes.
+        state: list of arrays.
+
+    Returns:
+        The last state, a list of arrays; `None` where the next state has other shapes, or there is something else.
+    """
+    import jax
+    from jax import lax
+
+    following, others = jax.eval_shape(function, choices[0], state)
+    if jax.tree.leaves(others) or [(x.shape, x.dtype) for x in following] != [(x.shape, x.dtype) for x in state]:
+        return None
+
+    def step(state, index):
+        choice = lax.switch(index, [lambda choice=choice: choice for choice in choices])
+        return function(choice, state)[0], None
+
+    return lax.scan(step, state, jax.numpy.arange(len(choices)))[0]
+
+
 def compiled_as_a_whole():
     """Whether JAX traces what will be compiled as one program, and not for a gradient of single operations."""
     import jax

@@ -15,6 +15,8 @@ from helpers import to_numpy
 
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models import block_programs
+from keras_dualstream.models.flat_model import FlatModel
+from keras_dualstream.ops import jax_program
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "jax", reason="Only JAX makes programs of blocks.")
 
@@ -57,6 +59,76 @@ def test_gradients_statistics_and_draws_are_those_of_the_layers(make, monkeypatc
         np.testing.assert_allclose(of_programs, of_layers, rtol=1e-12)
 
 
+def values_of(model):
+    """The values of a model's variables, as `stateless_call` takes them."""
+    return [[v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables)]
+
+
+def loops_of(model, monkeypatch, **kwargs):
+    """How many blocks each loop of a traced model takes."""
+    import jax
+
+    counts = []
+
+    def one_after_the_other(function, choices, state):
+        result = jax_program.one_after_the_other(function, choices, state)
+        if result is not None:
+            counts.append(len(choices))
+        return result
+
+    monkeypatch.setattr(block_programs, "one_after_the_other", one_after_the_other)
+    x = images(1, *model.input_shape[1:])
+    jax.make_jaxpr(lambda x: model.stateless_call(*values_of(model), x, **kwargs))(x)
+    return counts
+
+
+@pytest.mark.parametrize("make", [tiny_transxnet, dropping_dsnet, tiny_model])
+def test_a_prediction_and_its_gradients_in_loops_are_those_of_the_layers(make, monkeypatch, float64):
+    import jax
+
+    model = randomize(make(classifier_activation=None, dtype=float64, depths=(2, 3, 1, 1)))
+    x = images(1, *model.input_shape[1:]).astype(float64)
+
+    def loss(trainable, moving, x):
+        y = model.stateless_call(trainable, moving, x)[0]
+        return keras.ops.sum(keras.ops.square(y)), y
+
+    def predict():
+        (_, y), (of_weights, of_x) = jax.jit(jax.value_and_grad(loss, (0, 2), has_aux=True))(*values_of(model), x)
+        return y, [*of_weights, of_x]
+
+    y, gradients = predict()
+    assert loops_of(model, monkeypatch) == [2, 3]
+    monkeypatch.setattr(block_programs, "Block", ())
+    y_of_layers, gradients_of_layers = predict()
+    np.testing.assert_allclose(y, y_of_layers, rtol=1e-12)
+    largest = max(np.abs(gradient).max() for gradient in gradients_of_layers)
+    for found, expected in zip(gradients, gradients_of_layers, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13 * largest)
+
+
+def test_training_has_no_loops(monkeypatch):
+    assert loops_of(tiny_transxnet(**DEEP), monkeypatch, training=True) == []
+
+
+def test_blocks_with_many_weights_are_no_loop(monkeypatch):
+    model = tiny_transxnet(**DEEP)
+    few, many = (model.get_layer(f"stage{i}_block1").count_params() for i in (1, 2))
+    assert few < many
+    monkeypatch.setattr(block_programs, "WEIGHTS_IN_LOOP", few)
+    assert loops_of(model, monkeypatch) == [2]
+
+
+def test_a_loop_ends_where_something_else_reads(monkeypatch):
+    model = tiny_transxnet(**DEEP)
+    outputs = [model.get_layer("stage2_block2").output, model.output]
+    seen = FlatModel(model.inputs, outputs)
+    assert loops_of(seen, monkeypatch) == [2, 2]
+    x = images(1, 32, 40, 3)
+    for found, expected in zip(seen.predict(x), keras.Model(model.inputs, outputs).predict(x), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def calls_while_traced(model, monkeypatch, **kwargs):
     """Which blocks JAX calls to trace a model."""
     import jax
@@ -66,8 +138,7 @@ def calls_while_traced(model, monkeypatch, **kwargs):
     monkeypatch.setattr(
         TransXNetBlock, "call", lambda self, *args, **kwargs: (called.append(self.name), call(self, *args, **kwargs))[1]
     )
-    trainable, moving = ([v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables))
-    jax.make_jaxpr(lambda x: model.stateless_call(trainable, moving, x, **kwargs))(images(2, 32, 40, 3))
+    jax.make_jaxpr(lambda x: model.stateless_call(*values_of(model), x, **kwargs))(images(2, 32, 40, 3))
     return called
 
 
@@ -112,15 +183,26 @@ def test_a_block_that_differs_is_traced_by_itself(change, monkeypatch):
     assert called == ["stage1_block1", "stage2_block1", "stage2_block2", "stage3_block1", "stage4_block1"]
 
 
-def test_a_loss_of_a_blocks_activations_is_not_lost():
+def same(count):
+    return [keras.regularizers.L2(0.1)] * count
+
+
+@pytest.mark.parametrize("regularizers", [same(1), same(3), list(map(keras.regularizers.L2, (0.1, 0.2, 0.4)))])
+def test_losses_of_blocks_activations_are_not_lost(regularizers, monkeypatch):
     import jax
 
     model = tiny_transxnet(**DEEP)
-    model.get_layer("stage2_block2").activity_regularizer = keras.regularizers.L2(0.1)
-    trainable, moving = ([v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables))
-    losses = jax.jit(lambda x: model.stateless_call(trainable, moving, x, return_losses=True)[-1])(images(2, 32, 40, 3))
-    assert len(losses) == 1
-    assert float(losses[0]) > 0
+    for i, regularizer in enumerate(regularizers, 1):
+        model.get_layer(f"stage2_block{i}").activity_regularizer = regularizer
+    x = images(2, 32, 40, 3)
+
+    def losses():
+        return jax.jit(lambda x: model.stateless_call(*values_of(model), x, return_losses=True)[-1])(x)
+
+    of_programs = losses()
+    monkeypatch.setattr(block_programs, "Block", ())
+    assert len(of_programs) == len(regularizers)
+    np.testing.assert_allclose(of_programs, losses(), rtol=1e-4)
 
 
 EVERY_BLOCK = [
@@ -143,9 +225,8 @@ def test_a_gradient_of_single_operations_compiles_no_program(monkeypatch):
 
     model = tiny_transxnet(**DEEP)
     monkeypatch.setattr(block_programs, "keeping_little", lambda function: pytest.fail("A program was made."))
-    trainable, moving = ([v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables))
     x = images(1, 32, 40, 3)
-    gradient = jax.grad(lambda x: keras.ops.sum(model.stateless_call(trainable, moving, x)[0][:, 0]))(x)
+    gradient = jax.grad(lambda x: keras.ops.sum(model.stateless_call(*values_of(model), x)[0][:, 0]))(x)
     assert np.abs(gradient).max() > 0
 
 
@@ -168,6 +249,5 @@ def test_a_rematerialised_block_is_called_as_ever(remat, monkeypatch):
     made = []
     monkeypatch.setattr(block_programs, "keeping_little", lambda function: made.append(function) or function)
     model = tiny_model(remat=remat)
-    trainable, moving = ([v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables))
-    jax.make_jaxpr(lambda x: model.stateless_call(trainable, moving, x, training=True))(images(2, 32, 40, 3))
+    jax.make_jaxpr(lambda x: model.stateless_call(*values_of(model), x, training=True))(images(2, 32, 40, 3))
     assert len(made) == (1 if remat else 6)

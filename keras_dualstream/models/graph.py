@@ -1,0 +1,63 @@
+"""The steps in which a functional model's graph is walked through."""
+
+import collections
+
+import keras
+
+# A node of a graph, and the keys of the tensors that are read after it.
+Step = collections.namedtuple("Step", "node read_later")
+
+
+def steps_of(model):
+    """The nodes of a graph in their order.
+
+    Args:
+        model: functional `keras.Model`.
+
+    Returns:
+        Iterator of `Step`.
+    """
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
+    steps, read = [], {id(x) for x in model.outputs}
+    for node in reversed(nodes):
+        steps.append(Step(node, read))
+        read = read - {id(x) for x in node.outputs} | {id(x) for x in node.input_tensors}
+    return reversed(steps)
+
+
+def hands_on(last, step):
+    """Whether what a step gives is read by the next alone, in place of the first of the same arguments.
+
+    Args:
+        last: `Step`.
+        step: `Step` after it.
+
+    Returns:
+        bool.
+    """
+    results = last.node.outputs
+    args, following = _arguments(last.node), _arguments(step.node)
+    if args is None or following is None or any(id(x) in step.read_later for x in results):
+        return False
+    expected = [*results, *args[len(results) :]]
+    return len(args) == len(following) and all(x is y for x, y in zip(expected, following, strict=False))
+
+
+def _arguments(node):
+    """A node's arguments, `None` where some have names or are no tensors."""
+    args = keras.tree.flatten(node.arguments.args)
+    return None if node.arguments.kwargs or not all(isinstance(x, keras.KerasTensor) for x in args) else args
+
+
+def with_first(args, tensors):
+    """Arguments, the first of them replaced.
+
+    Args:
+        args: tree of tensors.
+        tensors: list of tensors, not more than `args` has.
+
+    Returns:
+        Tree of tensors.
+    """
+    return keras.tree.pack_sequence_as(args, [*tensors, *keras.tree.flatten(args)[len(tensors) :]])
