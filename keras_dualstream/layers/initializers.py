@@ -1,7 +1,7 @@
 """The initial values the papers train from, made on the host.
 
 Keras makes them on the device, where JAX compiles a program for every shape: of drawn ones that was 19 of the 20
-seconds that a small Dual-ViT of 270 weights took to build; of zeros and ones 0.6 s and 40 MB of TransXNet-T, as JAX
+seconds that a small Dual-ViT of 270 weights took to build; of zeros and ones 0.6 s and 35 MB of TransXNet-T, as JAX
 0.10 keeps 1.4 MB of each program, however small.
 """
 
@@ -10,8 +10,6 @@ import math
 import keras
 import numpy as np
 from keras import ops
-
-from keras_dualstream.ops.float64 import exact_dtype
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -102,5 +100,9 @@ def _on_host(initializer):
 
 
 def _tensor(values, dtype):
-    """A tensor of drawn values, in float32 before JAX gets them: it would compile a program for every shape."""
-    return ops.convert_to_tensor(values.astype(exact_dtype(dtype)), dtype=dtype)
+    """A tensor of values, which have its dtype before JAX gets them: it would compile a program for every shape.
+
+    As it does for bfloat16, to which Keras casts on JAX.
+    """
+    dtype = keras.backend.standardize_dtype(dtype)
+    return ops.convert_to_tensor(values.astype(dtype), dtype=dtype)

@@ -5,18 +5,20 @@ import math
 import numbers
 
 import keras
+import numpy as np
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.nested_call import get_global_attribute
 from keras_dualstream.models.graph import hands_on
-from keras_dualstream.models.graph import with_first
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_program import compiled_as_a_whole
+from keras_dualstream.ops.jax_program import goes_on
 from keras_dualstream.ops.jax_program import one_after_the_other
+from keras_dualstream.ops.jax_program import only_traced
 from keras_dualstream.ops.jax_recomputation import keeping_little
 
 # The attributes in which layers that share a program may differ: names, rates, what Keras notes or makes for each.
@@ -29,6 +31,8 @@ NOT_CALLED = (
     keras.regularizers.Regularizer,
     keras.constraints.Constraint,
 )
+# In place of what an attribute says that is something else, such as a layer's parts, which speak for themselves.
+NOTHING = object()
 # Numbers in a block's weights up to which a loop over blocks copies them: with the 2.6 million of TransXNet-S' last
 # stage it predicts 1.5% slower, with DualViT-L's 3%, for 2% less memory.
 WEIGHTS_IN_LOOP = 3 * 2**19
@@ -46,19 +50,21 @@ class BlockPrograms:
     XLA compiles a program wherever it is called, and keeps it as often. Without training,
     alike blocks in a row are a loop: TransXNet-T is 19,500 instead of 45,300 operations,
     takes 6.9 instead of 9.5 s until its first prediction and 0.40 instead of 0.45 GB,
-    and predicts as fast. With training the loop's steps would copy what they keep.
+    and predicts as fast. For gradients there is no loop, whose steps would copy what they
+    keep, unless JAX takes them of a program that it has traced as a prediction.
 
     Blocks are called as ever where something is unusual: in half precision,
     quantised, with `remat`, with metrics, or for an exporter.
 
     Args:
         operation_fn: function from a layer to what calls it, as Keras' walks through graphs have it.
+        symbolic: bool. Whether the walk asks for shapes alone, and is given no arrays.
     """
 
-    def __init__(self, operation_fn):
+    def __init__(self, operation_fn, symbolic):
         self.operation_fn = operation_fn
         self.programs = {}
-        self.scope = _scope_of_a_program()
+        self.scope = None if symbolic else _scope_of_a_program()
 
     def runs(self, steps):
         """Splits the steps of a graph into those that one `call` takes.
@@ -79,12 +85,13 @@ class BlockPrograms:
             yield run
 
     def _goes_on(self, last, step):
-        """Whether a step is that of a block like the last one's, and of all that it gives the only reader."""
-        layers = last.node.operation, step.node.operation
-        if self.scope is None or not all(map(_is_plain, layers)) or not hands_on(last, step):
+        """Whether a step is that of a block like the last one, which alone reads what that gives."""
+        if self.scope is None or _is_for_training(self.operation_fn) or not hands_on(last, step):
             return False
-        small = sum(math.prod(weight.shape) for weight in _weights(layers[0])) <= WEIGHTS_IN_LOOP
-        return small and not _is_for_training(self.operation_fn) and len(set(map(_signature, layers))) == 1
+        layers = last.node.operation, step.node.operation
+        if not all(map(_is_plain, layers)) or _signature(layers[0]) != _signature(layers[1]):
+            return False
+        return sum(math.prod(weight.shape) for weight in _weights(layers[0])) <= WEIGHTS_IN_LOOP
 
     def call(self, nodes, args, kwargs):
         """Calls the layer of a node, or those of a run: each on what the one before gives, and the other arguments.
@@ -92,24 +99,20 @@ class BlockPrograms:
         Args:
             nodes: list of nodes of the graph.
             args: tuple of the first one's arguments.
-            kwargs: dict of the first one's arguments.
+            kwargs: dict of the first one's arguments; a run has none.
 
         Returns:
-            What the last layer returns, of a run as a list.
+            List of the tensors that the last layer gives.
         """
-        if len(nodes) == 1:
-            return self._call_one(nodes[0].operation, args, kwargs)
-        state = self._loop(nodes, args)
-        if state is not None:
-            return state
-        for node in nodes:
-            results = keras.tree.flatten(self._call_one(node.operation, args, {}))
-            args = with_first(args, results)
-        return results
+        loop = self._loop(nodes, args) if len(nodes) > 1 else None
+        if loop is not None:
+            return one_after_the_other(*loop)
+        for node in nodes[:-1]:
+            args = _with_first(args, keras.tree.flatten(self._call_one(node.operation, args, kwargs)))
+        return keras.tree.flatten(self._call_one(nodes[-1].operation, args, kwargs))
 
     def _call_one(self, layer, args, kwargs):
-        symbolic = any(isinstance(x, keras.KerasTensor) for x in args)
-        if self.scope is None or kwargs or symbolic or not _is_plain(layer):
+        if self.scope is None or kwargs or not _is_plain(layer):
             return self.operation_fn(layer)(*args, **kwargs)
         weights, values = _weights(layer), self._values(layer)
         if any(value is None for value in values):
@@ -125,20 +128,20 @@ class BlockPrograms:
         return result
 
     def _loop(self, nodes, args):
-        """The results of the last of alike blocks, `None` where they do more than compute, or cannot be a loop."""
-        flat = keras.tree.flatten(args)
-        values = [self._values(node.operation) for node in nodes]
-        if any(x is None or isinstance(x, keras.KerasTensor) for x in [*flat, *keras.tree.flatten(values)]):
-            return None
+        """What `one_after_the_other` is to be given for the blocks of a run, `None` where they cannot be a loop."""
         block = nodes[0].operation
         program = self._program(block)
         factors = [part.draw(args[0], training=False) for part in _drop_paths(block)]
 
         def call(values, state):
-            result, *others = program(values, factors, with_first(args, state))
+            result, *others = program(values, factors, _with_first(args, state))
             return keras.tree.flatten(result), others
 
-        return one_after_the_other(call, values, flat[: len(nodes[0].outputs)])
+        values = [self._values(node.operation) for node in nodes]
+        if any(value is None for of_block in values for value in of_block) or not only_traced((values, args)):
+            return None
+        state = keras.tree.flatten(args)[: len(nodes[0].outputs)]
+        return (call, values, state) if goes_on(call, values[0], state) else None
 
     def _values(self, layer):
         return [self.scope.get_current_value(weight) for weight in _weights(layer)]
@@ -209,6 +212,11 @@ def _program(block, call, outer_scope):
     return keeping_little(compute)
 
 
+def _with_first(args, tensors):
+    """Arguments, the first of them replaced."""
+    return keras.tree.pack_sequence_as(args, [*tensors, *keras.tree.flatten(args)[len(tensors) :]])
+
+
 def _drop_paths(layer):
     return [part for part in layer._flatten_layers() if isinstance(part, DropPath)]
 
@@ -232,13 +240,25 @@ def _signature(layer):
 
 
 def _attributes(layer):
-    """What a layer's attributes say, each function by its identity."""
+    """What a layer's attributes say."""
     of_one = OF_ONE_DROP_PATH if isinstance(layer, DropPath) else OF_ONE
-    found = []
+    said = {}
     for key, value in sorted(vars(layer).items()):
-        if key not in of_one:
-            if isinstance(value, numbers.Number | str | tuple | None):
-                found.append((key, value))
-            elif callable(value) and (key == "activity_regularizer" or not isinstance(value, NOT_CALLED)):
-                found.append((key, id(value)))
-    return found
+        # Keras' own lists are of nodes, losses and the like.
+        if key not in of_one and not (key.startswith("_") and isinstance(value, list | dict)):
+            said[key] = _said(value, key)
+    return {key: value for key, value in said.items() if value is not NOTHING}
+
+
+def _said(value, key=None):
+    """What a number, text, array or function says, which of a function is which it is, or a tree of these."""
+    if isinstance(value, list | tuple | dict):
+        items = [_said(x) for x in (value.items() if isinstance(value, dict) else value)]
+        return NOTHING if any(item is NOTHING for item in items) else items
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, hash(value.tobytes())
+    if isinstance(value, numbers.Number | str | None):
+        return value
+    if callable(value) and (key == "activity_regularizer" or not isinstance(value, NOT_CALLED)):
+        return id(value)
+    return NOTHING

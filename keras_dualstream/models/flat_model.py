@@ -38,11 +38,11 @@ class FlatModel(keras.Model):
         if _only_shapes_matter() and _sizes_are_known(self, tensors):
             batch = ops.shape(tensors[id(self.inputs[0])])[0]
             return keras.tree.map_structure(lambda x: ops.zeros((batch, *x.shape[1:]), x.dtype), self._outputs_struct)
-        programs = BlockPrograms(operation_fn)
+        programs = BlockPrograms(operation_fn, symbolic=any(isinstance(x, keras.KerasTensor) for x in tensors.values()))
         for run in programs.runs(steps_of(self)):
             args, kwargs = run[0].node.arguments.fill_in(tensors)
             tensors = {key: x for key, x in tensors.items() if key in run[-1].read_later}
-            results = keras.tree.flatten(programs.call([step.node for step in run], args, kwargs))
+            results = programs.call([step.node for step in run], args, kwargs)
             tensors.update(zip(map(id, run[-1].node.outputs), results, strict=False))
         return keras.tree.pack_sequence_as(self._outputs_struct, [tensors[id(x)] for x in self.outputs])
 

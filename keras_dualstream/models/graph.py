@@ -4,7 +4,7 @@ import collections
 
 import keras
 
-# A node of a graph, and the keys of the tensors that are read after it.
+# A node of a graph, and the `id`s of the tensors that are read after it.
 Step = collections.namedtuple("Step", "node read_later")
 
 
@@ -40,24 +40,10 @@ def hands_on(last, step):
     args, following = _arguments(last.node), _arguments(step.node)
     if args is None or following is None or any(id(x) in step.read_later for x in results):
         return False
-    expected = [*results, *args[len(results) :]]
-    return len(args) == len(following) and all(x is y for x, y in zip(expected, following, strict=False))
+    return list(map(id, [*results, *args[len(results) :]])) == list(map(id, following))
 
 
 def _arguments(node):
     """A node's arguments, `None` where some have names or are no tensors."""
     args = keras.tree.flatten(node.arguments.args)
     return None if node.arguments.kwargs or not all(isinstance(x, keras.KerasTensor) for x in args) else args
-
-
-def with_first(args, tensors):
-    """Arguments, the first of them replaced.
-
-    Args:
-        args: tree of tensors.
-        tensors: list of tensors, not more than `args` has.
-
-    Returns:
-        Tree of tensors.
-    """
-    return keras.tree.pack_sequence_as(args, [*tensors, *keras.tree.flatten(args)[len(tensors) :]])

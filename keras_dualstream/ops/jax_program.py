@@ -39,30 +39,60 @@ def apart(function):
 
 
 def one_after_the_other(function, choices, state):
-    """`function(choices[n], … function(choices[0], state))` as one loop, of which XLA compiles one step.
+    """`function(choices[-1], … function(choices[0], state))` as one loop, of which XLA compiles one step.
 
-    Each step copies its choice, which is why large ones do not pay.
+    Each step copies its choice, which is why large ones do not pay. A gradient would copy what every step keeps.
 
     Args:
-        function: function of a tree of arrays and a state, to the next state and a tree of whatever else it gives.
+        function: function of a tree of arrays and a state to the next state of which `goes_on` holds.
         choices: list of trees of arrays, all of the same shapes.
         state: list of arrays.
 
     Returns:
-        The last state, a list of arrays; `None` where the next state has other shapes, or there is something else.
+        The last state, a list of arrays.
     """
     import jax
     from jax import lax
-
-    following, others = jax.eval_shape(function, choices[0], state)
-    if jax.tree.leaves(others) or [(x.shape, x.dtype) for x in following] != [(x.shape, x.dtype) for x in state]:
-        return None
 
     def step(state, index):
         choice = lax.switch(index, [lambda choice=choice: choice for choice in choices])
         return function(choice, state)[0], None
 
     return lax.scan(step, state, jax.numpy.arange(len(choices)))[0]
+
+
+def goes_on(function, choice, state):
+    """Whether a function gives a next state of the same shapes and dtypes, and nothing else.
+
+    Args:
+        function: function of a tree of arrays and a state, to the next state and a tree of whatever else it gives.
+        choice: tree of arrays.
+        state: list of arrays.
+
+    Returns:
+        bool.
+    """
+    import jax
+
+    following, others = jax.eval_shape(function, choice, state)
+    shapes, before = ([(x.shape, x.dtype) for x in arrays] for arrays in (following, state))
+    return shapes == before and not jax.tree.leaves(others)
+
+
+def only_traced(arrays):
+    """Whether JAX traces these arrays for one program, and neither a gradient nor for several samples at once.
+
+    Args:
+        arrays: tree of arrays.
+
+    Returns:
+        bool; also true inside of a program whose gradient is taken as a whole.
+    """
+    import jax
+
+    # As what is computed from no input.
+    traced = type(jax.numpy.zeros(()))
+    return all(isinstance(x, traced) or not isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays))
 
 
 def compiled_as_a_whole():

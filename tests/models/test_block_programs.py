@@ -13,6 +13,7 @@ from helpers import tiny_model
 from helpers import tiny_transxnet
 from helpers import to_numpy
 
+from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models import block_programs
 from keras_dualstream.models.flat_model import FlatModel
@@ -23,11 +24,16 @@ pytestmark = pytest.mark.skipif(keras.config.backend() != "jax", reason="Only JA
 DEEP = dict(depths=(2, 3, 1, 1), drop_path_rate=0.5)
 
 
+def values_of(model):
+    """The values of a model's variables, as `stateless_call` takes them."""
+    return [[v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables)]
+
+
 def gradients_and_state(model, x):
     """What a training step computes: the loss' gradients and the variables it moves."""
     import jax
 
-    moving = [variable.value for variable in model.non_trainable_variables]
+    values, moving = values_of(model)
 
     @jax.jit
     def step(trainable):
@@ -37,7 +43,7 @@ def gradients_and_state(model, x):
 
         return jax.grad(loss, has_aux=True)(trainable)
 
-    return [[np.asarray(array) for array in arrays] for arrays in step([v.value for v in model.trainable_variables])]
+    return [[np.asarray(array) for array in arrays] for arrays in step(values)]
 
 
 # With whole numbers among what a block's program is given, the seeds of its attention's dropout.
@@ -59,26 +65,25 @@ def test_gradients_statistics_and_draws_are_those_of_the_layers(make, monkeypatc
         np.testing.assert_allclose(of_programs, of_layers, rtol=1e-12)
 
 
-def values_of(model):
-    """The values of a model's variables, as `stateless_call` takes them."""
-    return [[v.value for v in of] for of in (model.trainable_variables, model.non_trainable_variables)]
-
-
 def loops_of(model, monkeypatch, **kwargs):
     """How many blocks each loop of a traced model takes."""
     import jax
 
+    x = images(1, *model.input_shape[1:])
+    counts = count_loops(monkeypatch)
+    jax.make_jaxpr(lambda x: model.stateless_call(*values_of(model), x, **kwargs))(x)
+    return counts
+
+
+def count_loops(monkeypatch):
+    """A list to which each loop, from now on, appends how many blocks it takes."""
     counts = []
 
-    def one_after_the_other(function, choices, state):
-        result = jax_program.one_after_the_other(function, choices, state)
-        if result is not None:
-            counts.append(len(choices))
-        return result
+    def counting(function, choices, state):
+        counts.append(len(choices))
+        return jax_program.one_after_the_other(function, choices, state)
 
-    monkeypatch.setattr(block_programs, "one_after_the_other", one_after_the_other)
-    x = images(1, *model.input_shape[1:])
-    jax.make_jaxpr(lambda x: model.stateless_call(*values_of(model), x, **kwargs))(x)
+    monkeypatch.setattr(block_programs, "one_after_the_other", counting)
     return counts
 
 
@@ -89,16 +94,19 @@ def test_a_prediction_and_its_gradients_in_loops_are_those_of_the_layers(make, m
     model = randomize(make(classifier_activation=None, dtype=float64, depths=(2, 3, 1, 1)))
     x = images(1, *model.input_shape[1:]).astype(float64)
 
-    def loss(trainable, moving, x):
-        y = model.stateless_call(trainable, moving, x)[0]
-        return keras.ops.sum(keras.ops.square(y)), y
-
     def predict():
-        (_, y), (of_weights, of_x) = jax.jit(jax.value_and_grad(loss, (0, 2), has_aux=True))(*values_of(model), x)
+        # Inside of the gradient, not around it, where there would be no loops.
+        @jax.jit
+        def loss(trainable, moving, x):
+            y = model.stateless_call(trainable, moving, x)[0]
+            return keras.ops.sum(keras.ops.square(y)), y
+
+        (_, y), (of_weights, of_x) = jax.value_and_grad(loss, (0, 2), has_aux=True)(*values_of(model), x)
         return y, [*of_weights, of_x]
 
+    counts = count_loops(monkeypatch)
     y, gradients = predict()
-    assert loops_of(model, monkeypatch) == [2, 3]
+    assert set(counts) == {2, 3}
     monkeypatch.setattr(block_programs, "Block", ())
     y_of_layers, gradients_of_layers = predict()
     np.testing.assert_allclose(y, y_of_layers, rtol=1e-12)
@@ -109,6 +117,111 @@ def test_a_prediction_and_its_gradients_in_loops_are_those_of_the_layers(make, m
 
 def test_training_has_no_loops(monkeypatch):
     assert loops_of(tiny_transxnet(**DEEP), monkeypatch, training=True) == []
+
+
+class OnBackbone(keras.Model):
+    """A model on a backbone that predicts while the model trains."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.pool, self.head = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.head(self.pool(self.backbone(x, training=False)))
+
+
+@pytest.mark.parametrize(("frozen", "loops"), [(False, []), (True, [2, 3])])
+def test_a_backbone_that_is_fine_tuned_has_no_loops_but_a_frozen_one_has(frozen, loops, monkeypatch):
+    import jax
+
+    backbone = tiny_transxnet(include_top=False, classes=None, **DEEP)
+    backbone.trainable = not frozen
+    model = OnBackbone(backbone)
+    x = images(1, *backbone.input_shape[1:])
+    model(x)
+    trainable, moving = values_of(model)
+    counts = count_loops(monkeypatch)
+    jax.make_jaxpr(jax.grad(lambda values: keras.ops.sum(model.stateless_call(values, moving, x, training=True)[0])))(
+        trainable
+    )
+    assert counts == loops
+
+
+class Resized(keras.layers.Layer):
+    """What a backbone gives, at the size that it has of another image."""
+
+    def __init__(self, backbone, size):
+        super().__init__()
+        self.backbone, self.size = backbone, size
+        self.built = True
+
+    def call(self, x):
+        _, height, width, _ = self.backbone.compute_output_shape((1, *self.size, 3))
+        return keras.ops.image.resize(self.backbone(x), (height, width))
+
+
+def test_shapes_of_other_sizes_can_be_asked_for_while_jax_compiles():
+    backbone = tiny_transxnet(include_top=False, classes=None, input_shape=(None, None, 3), depths=(2, 2, 1, 1))
+    images_in = keras.Input((64, 64, 3))
+    model = keras.Model(images_in, Resized(backbone, (96, 64))(images_in))
+    assert model.predict(images(1, 64, 64, 3)).shape[1:3] == (3, 2)
+
+
+class Twice(Block, keras.layers.Layer):
+    """A block of two results from one argument."""
+
+    def call(self, x):
+        return 2 * x, 3 * x
+
+
+class Halving(Block, keras.layers.Layer):
+    """A block whose result is smaller, which the graph of an unknown size does not tell."""
+
+    def call(self, x):
+        return x[:, ::2]
+
+
+def of_two_results(x):
+    y, _ = Twice()(x)
+    return Twice()(y)[1]
+
+
+@pytest.mark.parametrize(
+    ("connect", "expected"),
+    [(of_two_results, [0, 6, 12, 18, 24]), (lambda x: Halving()(Halving()(x)), [0, 4])],
+)
+def test_blocks_that_hand_on_something_else_are_no_loop(connect, expected, monkeypatch):
+    x = keras.Input((None,))
+    counts = count_loops(monkeypatch)
+    model = FlatModel(x, connect(x))
+    np.testing.assert_array_equal(model.predict(np.arange(5.0)[None]), [expected])
+    assert counts == []
+
+
+class Mixing(Block, keras.layers.Layer):
+    """A block of two arguments and numbers in a list, of which the first argument takes the result's place."""
+
+    def __init__(self, factors):
+        super().__init__()
+        self.factors = factors
+
+    def call(self, x, y):
+        return self.factors[0] * x + self.factors[1] * y
+
+
+@pytest.mark.parametrize(
+    ("factors", "swapped", "loops", "expected"),
+    [([(2, 1), (2, 1)], False, [2], 13), ([(2, 1), (3, 1)], False, [], 18), ([(2, 1), (2, 1)], True, [], 11)],
+)
+def test_blocks_of_other_numbers_or_arguments_are_no_loop(factors, swapped, loops, expected, monkeypatch):
+    x, y = keras.Input((1,)), keras.Input((1,))
+    counts = count_loops(monkeypatch)
+    first = Mixing(list(factors[0]))(x, y)
+    second = Mixing(list(factors[1]))(*((y, first) if swapped else (first, y)))
+    model = FlatModel([x, y], second)
+    assert model.predict([np.ones((1, 1)), np.full((1, 1), 3.0)]).item() == expected
+    assert counts == loops
 
 
 def test_blocks_with_many_weights_are_no_loop(monkeypatch):
