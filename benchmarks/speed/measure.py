@@ -143,7 +143,7 @@ def measure_group(subjects, settings, reference, seconds, limit, log):
         for _ in range(rounds):
             ready = [process for process in ready if _take_turn(process, cells, limit)]
         for process in ready:
-            _ask(process, ["peak"], cells, limit)
+            _ask(process, ["end"], cells, limit)
     return cells
 
 

@@ -1,7 +1,7 @@
 """One subject in a process of its own: reads a request a line from stdin, answers a line of JSON on stdout.
 
-Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one step; `peak` with the
-most memory since the first call, on a GPU since the start.
+Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one step; `end` with the
+most memory since the first call, on a GPU since the start, and with counts.
 """
 
 import json
@@ -37,10 +37,8 @@ class Worker:
         )
 
     def first_call(self):
-        """The first step, which traces and compiles; counts operations and measures matrix products after it."""
-        seconds = self.step()["seconds"]
-        measured = dict(first_call_seconds=seconds, memory_first_call=memory.peak(), macs=self.model.macs())
-        measured["matmul_flops"] = self._matmul_flops()
+        """The first step, which traces and compiles."""
+        measured = dict(first_call_seconds=self.step()["seconds"], memory_first_call=memory.peak())
         memory.reset_peak()
         return measured
 
@@ -54,10 +52,14 @@ class Worker:
         """One step."""
         return dict(seconds=timed(getattr(self.model, self.subject.mode)))
 
-    def peak(self):
-        """The most memory since the first call; on a GPU since the start, compiling included: JAX cannot forget it."""
+    def end(self):
+        """The most memory since the first call, and operations, counted after it as that takes memory of its own.
+
+        On a GPU it is the most since the start, compiling included: JAX cannot forget it.
+        """
         on_gpu = self.settings.device == "gpu"
-        return dict(memory_peak=memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak())
+        peak = memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak()
+        return dict(memory_peak=peak, macs=self.model.macs(), matmul_flops=self._matmul_flops())
 
 
 def timed(function):

@@ -20,11 +20,13 @@ from keras_dualstream.ops.tensorflow_kernels import tensorflow_gelu
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_silu
 
 
-def gelu(x):
+def gelu(x, at_once=False):
     """`x · Φ(x)` with the normal distribution Φ, as the error function gives it.
 
     Args:
         x: float tensor that nothing else needs.
+        at_once: bool. Whether several operations read the result, for each of which XLA would multiply anew on a CPU,
+            and keep both factors. Defaults to `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
@@ -32,7 +34,7 @@ def gelu(x):
     if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_gelu(x)
     if keras.config.backend() == "jax" and ops.is_tensor(x) and not converting_jax_to_tensorflow():
-        return jax_gelu(x)
+        return jax_gelu(x, at_once)
     if keras.config.backend() == "tensorflow" and ops.is_tensor(x):
         return tensorflow_gelu(x)
     return ops.gelu(x, approximate=False)
