@@ -40,6 +40,17 @@ def test_a_run_measures_every_number_and_is_not_repeated(tmp_path, monkeypatch):
         speed.main([*FLAGS.split(), "--batch", "2", "--output", str(output)])
 
 
+def test_a_restart_measures_what_it_is_asked_for_again_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "results.json"
+    (subjects,) = plan.groups(["DFvTT"], ["torch"], ["inference"], reference=False, naive=False)
+    cells = {subjects[0].key: {"seconds": [1.0]}, "DFvTS/keras_dualstream/torch/inference": {"seconds": [2.0]}}
+    path.write_text(json.dumps({"settings": {"batch": 1}, "machine": {}, "cells": cells}))
+    read = functools.partial(speed.read_results, path, groups=[subjects])
+    assert read({"batch": 1}, restart=False)["cells"] == cells
+    assert list(read({"batch": 1}, restart=True)["cells"]) == ["DFvTS/keras_dualstream/torch/inference"]
+    assert read({"batch": 2}, restart=True)["cells"] == {}
+
+
 def test_a_worker_that_fails_leaves_its_error(tmp_path):
     subjects = [plan.Subject("DFvTT", "reference", "torch", "inference")]
     settings = plan.Settings(1, 32, 32, "float32", "cpu", 1)

@@ -63,18 +63,19 @@ def machine():
     return {"cpu": cpu, "python": platform.python_version(), **versions}
 
 
-def read_results(path, settings, restart):
-    """The results so far, or none.
+def read_results(path, settings, restart, groups):
+    """The results so far, with `restart` without those of `groups`, or none.
 
     Raises:
         SystemExit: if they were measured with other settings.
     """
-    if restart or not path.exists():
-        return {"settings": settings, "machine": machine(), "cells": {}}
-    results = json.loads(path.read_text())
-    if results["settings"] != settings:
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if results.get("settings", settings) != settings and not restart:
         raise SystemExit(f"{path} was measured with other settings: take another --output, or --restart.")
-    return results
+    if results.get("settings") != settings:
+        return {"settings": settings, "machine": machine(), "cells": {}}
+    again = {subject.key for subjects in groups for subject in subjects} if restart else set()
+    return {**results, "cells": {key: cell for key, cell in results["cells"].items() if key not in again}}
 
 
 def write_results(path, results):
@@ -94,10 +95,11 @@ def main(arguments=None):
         given.batch, given.resolution[0], given.resolution[-1], given.precision, given.device, use_cores(given.threads)
     )
     path = pathlib.Path(f"{given.output}.json")
-    results = read_results(path, dataclasses.asdict(settings), given.restart)
+    groups = plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive)
+    results = read_results(path, dataclasses.asdict(settings), given.restart, groups)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{given.output}.log", "a") as log:
-        for subjects in plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive):
+        for subjects in groups:
             if all(subject.key in results["cells"] for subject in subjects):
                 continue
             print(f"{subjects[0].model}, {subjects[0].mode}", flush=True)
