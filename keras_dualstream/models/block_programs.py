@@ -16,7 +16,7 @@ from keras_dualstream.ops.compiler import exporting
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_program import compiled_as_a_whole
-from keras_dualstream.ops.jax_program import goes_on
+from keras_dualstream.ops.jax_program import is_a_step
 from keras_dualstream.ops.jax_program import one_after_the_other
 from keras_dualstream.ops.jax_program import only_traced
 from keras_dualstream.ops.jax_recomputation import keeping_little
@@ -141,7 +141,7 @@ class BlockPrograms:
         if any(value is None for of_block in values for value in of_block) or not only_traced((values, args)):
             return None
         state = keras.tree.flatten(args)[: len(nodes[0].outputs)]
-        return (call, values, state) if goes_on(call, values[0], state) else None
+        return (call, values, state) if is_a_step(call, values[0], state) else None
 
     def _values(self, layer):
         return [self.scope.get_current_value(weight) for weight in _weights(layer)]
@@ -253,8 +253,7 @@ def _attributes(layer):
 def _said(value, key=None):
     """What a number, text, array or function says, which of a function is which it is, or a tree of these."""
     if isinstance(value, list | tuple | dict):
-        items = [_said(x) for x in (value.items() if isinstance(value, dict) else value)]
-        return NOTHING if any(item is NOTHING for item in items) else items
+        return [_said(x) for x in (value.items() if isinstance(value, dict) else value)]
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, hash(value.tobytes())
     if isinstance(value, numbers.Number | str | None):

@@ -44,7 +44,7 @@ def one_after_the_other(function, choices, state):
     Each step copies its choice, which is why large ones do not pay. A gradient would copy what every step keeps.
 
     Args:
-        function: function of a tree of arrays and a state to the next state of which `goes_on` holds.
+        function: function of a tree of arrays and a state to the next state of which `is_a_step` holds.
         choices: list of trees of arrays, all of the same shapes.
         state: list of arrays.
 
@@ -61,7 +61,7 @@ def one_after_the_other(function, choices, state):
     return lax.scan(step, state, jax.numpy.arange(len(choices)))[0]
 
 
-def goes_on(function, choice, state):
+def is_a_step(function, choice, state):
     """Whether a function gives a next state of the same shapes and dtypes, and nothing else.
 
     Args:

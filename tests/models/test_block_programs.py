@@ -198,11 +198,11 @@ def test_blocks_that_hand_on_something_else_are_no_loop(connect, expected, monke
 
 
 class Mixing(Block, keras.layers.Layer):
-    """A block of two arguments and numbers in a list, of which the first argument takes the result's place."""
+    """A block of two arguments and numbers in a list beside something else."""
 
     def __init__(self, factors):
         super().__init__()
-        self.factors = factors
+        self.factors = [*factors, object()]
 
     def call(self, x, y):
         return self.factors[0] * x + self.factors[1] * y
