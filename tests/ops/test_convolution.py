@@ -1,5 +1,6 @@
 """Convolution equals the sum over its taps, and so do its gradients."""
 
+import keras
 import numpy as np
 import pytest
 from helpers import Convolution
@@ -73,3 +74,22 @@ def test_half_precision_sums_the_gradient_in_float32(channels, stride):
     weights = np.full((1, 32, 32, 1), 1 + 2.0**-7, "float32")
     _, (_, gradient) = gradient_function(layer, lambda total: total)(weights)
     np.testing.assert_allclose(gradient, np.full((1, 1, channels, 1), 1024 * (1 + 2.0**-7)), rtol=2.0**-7)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch's kernel writes beyond its buffer")
+def test_one_tap_reads_its_positions_before_the_kernel_in_bfloat16(monkeypatch):
+    import torch
+
+    seen = []
+    kernel_of_pytorch = torch.nn.functional.conv2d
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "conv2d",
+        lambda x, kernel, bias, strides, *rest: (
+            seen.append((x.shape[2:], strides)) or kernel_of_pytorch(x, kernel, bias, strides, *rest)
+        ),
+    )
+    x, kernel = ops.ones((1, 9, 8, 4), dtype="bfloat16"), ops.ones((1, 1, 4, 2), dtype="bfloat16")
+    for strides, positions in (((2, 2), (5, 4)), ((3, 1), (3, 8))):
+        assert conv2d(x, kernel, None, strides, 0).shape == (1, *positions, 2)
+        assert seen.pop() == (positions, (1, 1))
