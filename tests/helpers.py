@@ -1,5 +1,6 @@
 """What several tests need: small models, weights that show every branch, gradients on every backend."""
 
+import contextlib
 import functools
 import gzip
 import json
@@ -262,6 +263,15 @@ def central_differences(function, arrays, position, step=1e-5):
         moved[position][index] -= 2 * step
         gradient[index] = (above - function(*moved)) / (2 * step)
     return gradient
+
+
+def without_gradients():
+    """A context like that of `predict`: PyTorch keeps nothing for a backward pass there."""
+    if keras.config.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def gradients_of(function, weights, arrays, dtype):

@@ -11,12 +11,14 @@ from keras import ops
 
 from keras_dualstream.layers.initializers import ConstantsOnHost
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.ops.compiler import watched_by_pytorch
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.linear import linear
 from keras_dualstream.ops.normalization import batch_normalization
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import layer_normalization
+from keras_dualstream.ops.normalization import scale_and_shift_of
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -65,8 +67,25 @@ class BatchNormalization(NestedCall, ConstantsOnHost, keras.layers.BatchNormaliz
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
             return self.normalize_batch(inputs)
-        y = batch_normalization(*self._exactly(inputs, *self._statistics(), self.gamma, self.beta), self.epsilon)
-        return ops.cast(y, self.compute_dtype)
+        return self._normalize_by_statistics(inputs)
+
+    def overwrite(self, inputs, training=None):
+        """The layer, which at inference on PyTorch writes over what it is given.
+
+        Args:
+            inputs: float tensor `(..., channels)` that nothing else needs.
+            training: bool. Whether the batch's statistics normalise. Defaults to `None`.
+
+        Returns:
+            Tensor of the shape of `inputs`, in the layer's dtype.
+        """
+        if training or watched_by_pytorch(self):
+            return self(inputs, training=training)
+        return self._normalize_by_statistics(inputs, overwrite=True)
+
+    def _normalize_by_statistics(self, inputs, overwrite=False):
+        tensors = self._exactly(inputs, *self._statistics(), self.gamma, self.beta)
+        return ops.cast(batch_normalization(*tensors, self.epsilon, overwrite), self.compute_dtype)
 
     def normalize_batch(self, inputs, normalize=batch_normalization_of_batch):
         """The layer in training: by the batch's own statistics, of which the running ones take their share.
@@ -94,12 +113,10 @@ class BatchNormalization(NestedCall, ConstantsOnHost, keras.layers.BatchNormaliz
         return [x if x is None else ops.cast(x, dtype) for x in tensors]
 
     def scale_and_shift(self):
-        """`s = γ / √(σ² + ε)` and `t = β - μ · s`: the layer at inference is `x · s + t`."""
+        """`s` and `t` of `ops.normalization.scale_and_shift_of`: the layer at inference is `x · s + t`."""
+        weights = (*self._statistics(), self.gamma, self.beta)
         # Tensors, because products of variables are float32 on JAX.
-        scale = ops.rsqrt(ops.convert_to_tensor(self.moving_variance) + self.epsilon)
-        scale = scale if self.gamma is None else scale * ops.convert_to_tensor(self.gamma)
-        shift = -ops.convert_to_tensor(self.moving_mean) * scale
-        return scale, shift if self.beta is None else shift + ops.convert_to_tensor(self.beta)
+        return scale_and_shift_of(*(w if w is None else ops.convert_to_tensor(w) for w in weights), self.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

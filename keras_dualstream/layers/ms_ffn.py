@@ -1,7 +1,6 @@
 """TransXNet's multi-scale feed-forward network."""
 
 import keras
-from keras import ops
 
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
@@ -9,7 +8,8 @@ from keras_dualstream.layers.normalized_gelu import from_normalized_gelu
 from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
-from keras_dualstream.ops.channels import split_channels
+from keras_dualstream.ops.channels import parts_and_functions
+from keras_dualstream.ops.compiler import watched_by_pytorch
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -80,14 +80,12 @@ class MSFFN(NestedCall, keras.layers.Layer):
     def call(self, x, training=None):
         h = from_normalized_gelu(self._with_neighbours, self.depthwise, self.norm1, self.expand(x), training)
         y = from_normalized_gelu(self.reduce, [self.reduce], self.norm2, h, training)
-        return self.norm3(y, training=training)
+        return self.norm3.overwrite(y, training)
 
     def _with_neighbours(self, h):
-        if len(self.depthwise) == 1:
-            return h + self.depthwise[0](h)
-        parts = split_channels(h, self.part_channels)
-        # Not the sum of all parts at once, for which XLA keeps `h` as well: 29 MB in a prediction of TransXNet-S.
-        return ops.concatenate([part + layer(part) for layer, part in zip(self.depthwise, parts, strict=True)], axis=-1)
+        # A hook may keep what a convolution was given.
+        overwrite = not any(watched_by_pytorch(layer) for layer in self.depthwise)
+        return parts_and_functions(h, self.part_channels, self.depthwise, overwrite)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -12,10 +12,12 @@ from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
+from keras_dualstream.ops.pytorch_kernels import pytorch_may_overwrite
+from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
 
 
-def batch_normalization(x, mean, variance, gamma, beta, epsilon):
+def batch_normalization(x, mean, variance, gamma, beta, epsilon, overwrite=False):
     """Batch normalisation by given statistics, `(x - mean) / √(variance + epsilon) · gamma + beta`.
 
     Args:
@@ -25,15 +27,32 @@ def batch_normalization(x, mean, variance, gamma, beta, epsilon):
         gamma: float tensor `(channels,)` or `None`.
         beta: float tensor `(channels,)` or `None`.
         epsilon: float.
+        overwrite: bool. Whether PyTorch may write over `x`. Defaults to `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
     """
     if keras.config.backend() == "torch":
+        if overwrite and pytorch_may_overwrite():
+            return pytorch_scale_and_shift(x, *scale_and_shift_of(mean, variance, gamma, beta, epsilon), out=x)
         return pytorch_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
     if _has_tensorflow_kernel(x):
         return tensorflow_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
     return _by_channel(x, mean, variance, gamma, beta, epsilon)
+
+
+def scale_and_shift_of(mean, variance, gamma, beta, epsilon):
+    """`s = γ / √(σ² + ε)` and `t = β - μ · s`, so that a batch normalisation by given statistics is `x · s + t`.
+
+    Arguments are those of `batch_normalization`.
+
+    Returns:
+        Tensors of the shape of `variance`.
+    """
+    scale = ops.rsqrt(variance + epsilon)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta
 
 
 def batch_normalization_of_batch(x, gamma, beta, epsilon):
@@ -122,7 +141,5 @@ def _has_tensorflow_kernel(x):
 
 def _by_channel(x, mean, variance, gamma, beta, epsilon):
     """As one product and one sum per element, the way PyTorch does."""
-    scale = ops.rsqrt(variance + epsilon)
-    scale = scale if gamma is None else scale * gamma
-    shift = mean * scale
-    return x * scale + (-shift if beta is None else beta - shift)
+    scale, shift = scale_and_shift_of(mean, variance, gamma, beta, epsilon)
+    return x * scale + shift

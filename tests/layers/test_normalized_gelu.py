@@ -1,11 +1,15 @@
 """A GELU, the normalisation behind it and what reads that are what they are one after the other, whatever the mode."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
 from helpers import images
 from helpers import randomize
 from helpers import relative_error
+from helpers import to_numpy
+from helpers import without_gradients
 from keras import ops
 
 from keras_dualstream.layers import MSFFN
@@ -17,10 +21,11 @@ from keras_dualstream.ops.activation import gelu
 TOLERANCES = {"float32": 1e-6, "mixed_bfloat16": 0, "float64": 1e-14}
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, without_gradients])
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("policy", TOLERANCES)
-def test_values_and_statistics(policy, training, trainable, float64):
+def test_values_and_statistics(policy, training, trainable, mode, float64):
     rng = np.random.default_rng(4)
     arrays = rng.uniform(0.5, 2, (4, 5))
     joined, apart = (BatchNormalization(trainable=trainable, dtype=policy) for _ in range(2))
@@ -37,7 +42,8 @@ def test_values_and_statistics(policy, training, trainable, float64):
     reader = Dense(3, dtype=policy)
     reader.build((None, 3, 4, 5))
     randomize(reader)
-    found = from_normalized_gelu(reader, [reader], joined, tensor(), training)
+    with mode():
+        found = from_normalized_gelu(reader, [reader], joined, tensor(), training)
     expected = reader(apart(gelu(tensor()), training=training))
     assert keras.backend.standardize_dtype(found.dtype) == joined.compute_dtype
     assert relative_error(found, expected) <= TOLERANCES[policy]
@@ -71,3 +77,21 @@ def test_tensorflow_runs_a_training_pass_that_jax_exported(tmp_path):
     loaded = tf.saved_model.load(tmp_path / "model")
     found = loaded.train(x)
     assert relative_error(np.asarray(found), layer(x, training=True)) < 1e-5
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="hooks are PyTorch's")
+@pytest.mark.parametrize("part", ["expand", "norm1", "depthwise", "norm2", "reduce", "norm3"])
+def test_a_hook_keeps_what_a_layer_was_given_and_gave(part):
+    layer = MSFFN(2.0, (1, 3))
+    layer.build((None, 3, 4, 6))
+    randomize(layer)
+    watched = layer.depthwise[1] if part == "depthwise" else getattr(layer, part)
+    x = images(2, 3, 4, 6)
+    expected = to_numpy(layer(x))
+    kept = []
+    watched.register_forward_hook(lambda module, given, result: kept.extend((given[0], result)))
+    with without_gradients():
+        found = layer(x)
+        given, result = kept
+        assert relative_error(found, expected) < 1e-6
+        assert relative_error(watched(given), result) < 1e-6
