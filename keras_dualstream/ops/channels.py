@@ -5,7 +5,7 @@ import itertools
 import keras
 from keras import ops
 
-from keras_dualstream.ops.pytorch_kernels import pytorch_may_overwrite
+from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
 
 
 def split_channels(x, sizes):
@@ -44,7 +44,7 @@ def parts_and_functions(x, sizes, functions, overwrite=True):
         Tensor of the shape of `x`.
     """
     pairs = zip(functions, split_channels(x, sizes), strict=True)
-    if overwrite and keras.config.backend() == "torch" and ops.is_tensor(x) and pytorch_may_overwrite():
+    if overwrite and keras.config.backend() == "torch" and ops.is_tensor(x) and pytorch_runs_inference():
         for function, part in pairs:
             part += function(part)
         return x

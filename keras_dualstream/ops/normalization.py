@@ -12,7 +12,7 @@ from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
-from keras_dualstream.ops.pytorch_kernels import pytorch_may_overwrite
+from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
 
@@ -33,7 +33,7 @@ def batch_normalization(x, mean, variance, gamma, beta, epsilon, overwrite=False
         Tensor of the shape and dtype of `x`.
     """
     if keras.config.backend() == "torch":
-        if overwrite and pytorch_may_overwrite():
+        if overwrite and pytorch_runs_inference():
             return pytorch_scale_and_shift(x, *scale_and_shift_of(mean, variance, gamma, beta, epsilon), out=x)
         return pytorch_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
     if _has_tensorflow_kernel(x):
