@@ -25,9 +25,9 @@ def split_channels(x, sizes):
     if keras.config.backend() == "torch":
         # `ops.split` leaves sizes open to PyTorch's exporter.
         return ops.convert_to_tensor(x).split(tuple(sizes), -1)
-    if len(sizes) == 1:
-        # TensorFlow takes no empty list of where to split.
-        return (x,)
+    if len(set(sizes)) == 1:
+        # TensorFlow takes no empty list of where to split, and makes 25 nodes of another.
+        return ops.split(x, len(sizes), axis=-1)
     return ops.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
