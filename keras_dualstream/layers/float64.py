@@ -60,31 +60,22 @@ class BatchNormalization(NestedCall, ConstantsOnHost, keras.layers.BatchNormaliz
     Args:
         **kwargs: the arguments of `keras.layers.BatchNormalization`, but for
             `axis`, `synchronized` and `renorm`.
+
+    Call arguments:
+        inputs: float tensor `(..., channels)`; with `overwrite`, one that nothing else needs.
+        training: bool. Whether the batch's statistics normalise.
+        mask: bool tensor, as `keras.layers.BatchNormalization` takes it.
+        overwrite: bool. Whether PyTorch may write over `inputs` at inference. Defaults to `False`.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs, training=None, mask=None, overwrite=False):
         if mask is not None:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
             return self.normalize_batch(inputs)
-        return self._normalize_by_statistics(inputs)
-
-    def overwrite(self, inputs, training=None):
-        """The layer, which at inference on PyTorch writes over what it is given.
-
-        Args:
-            inputs: float tensor `(..., channels)` that nothing else needs.
-            training: bool. Whether the batch's statistics normalise. Defaults to `None`.
-
-        Returns:
-            Tensor of the shape of `inputs`, in the layer's dtype.
-        """
-        if training or watched_by_pytorch(self):
-            return self(inputs, training=training)
-        return self._normalize_by_statistics(inputs, overwrite=True)
-
-    def _normalize_by_statistics(self, inputs, overwrite=False):
         tensors = self._exactly(inputs, *self._statistics(), self.gamma, self.beta)
+        # A hook may keep what the layer was given.
+        overwrite = overwrite and not watched_by_pytorch(self)
         return ops.cast(batch_normalization(*tensors, self.epsilon, overwrite), self.compute_dtype)
 
     def normalize_batch(self, inputs, normalize=batch_normalization_of_batch):

@@ -80,7 +80,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
     def call(self, x, training=None):
         h = from_normalized_gelu(self._with_neighbours, self.depthwise, self.norm1, self.expand(x), training)
         y = from_normalized_gelu(self.reduce, [self.reduce], self.norm2, h, training)
-        return self.norm3.overwrite(y, training)
+        return self.norm3(y, training=training, overwrite=True)
 
     def _with_neighbours(self, h):
         # A hook may keep what a convolution was given.

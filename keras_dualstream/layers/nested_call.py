@@ -34,9 +34,10 @@ class NestedCall:
             return super().__call__(*args, **kwargs)
         if self.input_spec is not None:
             self._assert_input_compatibility(args[0])
-        if training is None or not self._call_has_training_arg:
-            return self.call(*args)
-        return self.call(*args, training=training)
+        options = {name: value for name, value in kwargs.items() if name != "training"}
+        if training is not None and self._call_has_training_arg:
+            options["training"] = training
+        return self.call(*args, **options)
 
 
 def _is_plain(layer):
@@ -57,6 +58,6 @@ def _is_plain(layer):
 def _has_plain_arguments(layer, args, kwargs, training):
     """Whether the arguments are tensors of the layer's dtype without masks, and the mode that of the layer around."""
     dtype = "torch." + layer.compute_dtype
-    if not args or not set(kwargs) <= {"training"} or kwargs.get("training", training) != training:
+    if not args or not set(kwargs) <= {"training", "overwrite"} or kwargs.get("training", training) != training:
         return False
     return all(ops.is_tensor(x) and str(x.dtype) == dtype and not hasattr(x, "_keras_mask") for x in args)

@@ -38,7 +38,7 @@ def from_normalized_gelu(function, layers, norm, x, training=None):
                 return recomputed(functools.partial(_from_normalized_gelu, function, epsilon), layers, x, gamma, beta)
 
             return norm.normalize_batch(x, normalize)
-    return function(norm.overwrite(gelu(x, at_once=True), training))
+    return function(norm(gelu(x, at_once=True), training=training, overwrite=True))
 
 
 def _from_normalized_gelu(function, epsilon, x, gamma, beta):

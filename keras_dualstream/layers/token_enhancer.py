@@ -69,7 +69,7 @@ class SqueezedTokenEnhancer(NestedCall, keras.layers.Layer):
     def call(self, x, training=None):
         y = from_normalized_gelu(self.squeeze, [self.squeeze], self.norm1, self.depthwise(x), training)
         y = from_normalized_gelu(self.expand, [self.expand], self.norm2, y, training)
-        return x + self.norm3.overwrite(y, training)
+        return x + self.norm3(y, training=training, overwrite=True)
 
     def compute_output_shape(self, input_shape):
         return input_shape

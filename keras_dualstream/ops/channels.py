@@ -31,14 +31,19 @@ def split_channels(x, sizes):
     return ops.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
-def parts_and_functions(x, sizes, functions, overwrite=True):
+def parts_and_functions(x, sizes, functions, overwrite=False):
     """Each part of the channels and a function of it, `[x_k + f_k(x_k)]`.
+
+    Written over `x`, and with the normalisations after GELU written over theirs, TransXNet-T predicts in 370 ms instead
+    of 410 on PyTorch (two cores of an AVX-512 CPU, batch 8): a new map is new memory, which the system clears page by
+    page (8 × 56 × 56 × 192, normalised: 5.2 ms; a fourth of it, 0.2).
 
     Args:
         x: tensor `(..., channels)`; with `overwrite`, one that nothing else needs.
         sizes: sequence of int. Channels of each part; they sum up to those of `x`.
-        functions: sequence of functions of tensors `(..., size)`, one a part, to others of the same shape.
-        overwrite: bool. Whether PyTorch may write over `x`. Defaults to `True`.
+        functions: sequence of functions of tensors `(..., size)`, one a part, to others of the same shape
+            and dtype.
+        overwrite: bool. Whether PyTorch may write over `x`. Defaults to `False`.
 
     Returns:
         Tensor of the shape of `x`.

@@ -54,18 +54,18 @@ def pytorch_linear(x, kernel, bias):
     """
     import torch
 
-    if pytorch_runs_inference() and _fits_as_map(x):
+    if pytorch_runs_inference() and _fits_as_map(x, kernel):
         rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
         y = torch.nn.functional.conv2d(rows, kernel.t()[:, :, None, None], bias)
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], kernel.shape[-1])
     return torch.nn.functional.linear(x, kernel.t(), bias)
 
 
-def _fits_as_map(x):
+def _fits_as_map(x, kernel):
     import torch
 
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return on_cpu and x.numel() >= ROWS_AS_MAP * x.shape[-1]
+    return on_cpu and kernel.numel() > 0 and x.numel() >= ROWS_AS_MAP * x.shape[-1]
 
 
 def pytorch_conv2d(x, kernel, bias, strides, zeros, dilation_rate=(1, 1), groups=1, data_format="channels_last"):
@@ -96,11 +96,12 @@ def pytorch_conv2d(x, kernel, bias, strides, zeros, dilation_rate=(1, 1), groups
         x = x.permute(0, 3, 1, 2)
     kernel = kernel.permute(3, 2, 0, 1)
     (top, bottom), (left, right) = zeros
-    if top != bottom or left != right:
+    one_tap = tuple(kernel.shape[2:]) == (1, 1) and max(strides) > 1
+    if top != bottom or left != right or (one_tap and (top or left)):
         x, top, left = torch.nn.functional.pad(x, (left, right, top, bottom)), 0, 0
-    # One tap reads every s-th position. PyTorch's kernel for it writes beyond its buffer in bfloat16 (2.13, maps of
-    # 1 × 16 × 16 × 8, channels last, on a CPU with AVX512-BF16), which ends the process later.
-    if tuple(kernel.shape[2:]) == (1, 1) and (top, left) == (0, 0) and max(strides) > 1:
+    if one_tap:
+        # PyTorch's kernel for every s-th position writes beyond its buffer in bfloat16 (2.13, maps of 1 × 16 × 16 × 8,
+        # channels last, on a CPU with AVX512-BF16), which ends the process later.
         x, strides = x[:, :, :: strides[0], :: strides[1]], (1, 1)
     y = torch.nn.functional.conv2d(x, kernel, bias, strides, (top, left), dilation_rate, groups)
     return y.permute(0, 2, 3, 1) if data_format == "channels_last" else y
@@ -226,16 +227,17 @@ def pytorch_attention(query, key, value, bias):
 
 
 def pytorch_runs_inference():
-    """Whether operations run as they are called and no backward pass follows, so that one may write over its argument.
+    """Whether operations run as they are called, no backward pass follows and nothing transforms or records them.
 
-    A compiler finds room for results itself, and writing into a part of a map is several operations to an exporter.
-    With normalisations after GELU and the parts of TransXNet's feed-forward network written over what they are given,
-    TransXNet-T predicts in 370 ms instead of 410 (two cores of an AVX-512 CPU, batch 8): a new map is new memory, which
-    the system clears page by page (8 × 56 × 56 × 192, normalised: 5.2 ms; a fourth of it, 0.2).
+    So that they may write over what they are given. A compiler finds room for results itself; writing into a part of a
+    map is several operations to an exporter; transforms such as `torch.func.vmap` know no results with a place.
     """
     import torch
 
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    # PyTorch has no public question for its transforms.
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (torch.is_grad_enabled() or recorded or transformed)
 
 
 def pytorch_gelu(x):

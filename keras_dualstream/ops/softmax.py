@@ -1,4 +1,4 @@
-"""Softmax over any axis."""
+"""Softmax along an axis that is not the last."""
 
 from keras import ops
 
@@ -8,15 +8,15 @@ from keras_dualstream.ops.half_precision import is_full_precision
 
 
 def softmax(x, axis):
-    """`exp(x) / Σ exp(x)` along one axis.
+    """`exp(x) / Σ exp(x)` along an axis that is not the last.
 
     TensorFlow's kernel knows the last axis alone: for another one `ops.softmax` transposes twice, with 24 nodes of a
     graph around it. Its operations one by one are 8 (TransXNet-T predicts in 352 instead of 366 ms, and its first call
-    takes 7.0 instead of 8.1 s); exporters keep one that integers have too.
+    takes 7.0 instead of 8.1 s). Exported graphs have the one operation, which LiteRT has for integers too.
 
     Args:
         x: float tensor.
-        axis: int. Not the last one.
+        axis: int.
 
     Returns:
         Tensor of the shape and dtype of `x`.

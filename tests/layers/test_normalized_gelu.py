@@ -95,3 +95,27 @@ def test_a_hook_keeps_what_a_layer_was_given_and_gave(part):
         given, result = kept
         assert relative_error(found, expected) < 1e-6
         assert relative_error(watched(given), result) < 1e-6
+
+
+def test_a_normalisation_overwrites_only_where_it_may():
+    norm = BatchNormalization()
+    norm.build((None, 3, 4, 6))
+    randomize(norm)
+    x = images(2, 3, 4, 6)
+    expected = to_numpy(norm(x))
+    for overwrite in (False, True):
+        for mode in (contextlib.nullcontext, without_gradients):
+            given = ops.convert_to_tensor(x.copy())
+            with mode():
+                found = norm(given, overwrite=overwrite)
+            overwritten = overwrite and mode is without_gradients and keras.config.backend() == "torch"
+            assert relative_error(found, expected) < 1e-6
+            np.testing.assert_array_equal(to_numpy(given), to_numpy(found) if overwritten else x)
+
+
+def test_activity_regularizers_of_normalisations_count():
+    layer = MSFFN(2.0, (1, 3))
+    layer.build((None, 3, 4, 6))
+    layer.norm1.activity_regularizer = layer.norm3.activity_regularizer = keras.regularizers.L2(1.0)
+    layer(images(2, 3, 4, 6), training=False)
+    assert len(layer.losses) == 2

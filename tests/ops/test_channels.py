@@ -52,3 +52,28 @@ def test_gradients():
     (found,) = gradients_of(lambda x: parts_and_functions(x, (2, 1, 2), FUNCTIONS), weights, [x], "float32")
     expected = np.concatenate([np.full((2, 3, 4, 2), 3.0), 1 + 2 * x[..., 2:3], 1 + np.cos(x[..., 3:])], axis=-1)
     assert relative_error(found, expected * weights) < 1e-6
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="transforms and traces are PyTorch's")
+def test_transforms_and_traces_without_gradients_overwrite_nothing():
+    import torch
+
+    x, sizes = torch.from_numpy(images(2, 3, 4, 5)), (2, 1, 2)
+    expected = by_parts(to_numpy(x), sizes)
+
+    def function(x):
+        return parts_and_functions(x, sizes, FUNCTIONS, overwrite=True)
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with without_gradients():
+        assert relative_error(torch.func.vmap(function)(x.clone()), expected) < 1e-6
+        assert relative_error(torch.func.jvp(function, (x.clone(),), (x,))[0], expected) < 1e-6
+        traced = torch.jit.trace(function, (x.clone(),))
+        exported = torch.export.export(Module(), (x,))
+    assert not [node for node in exported.graph.nodes if str(node.target).endswith("_.Tensor")]
+    found = traced(x.clone().requires_grad_())
+    assert relative_error(found.detach(), expected) < 1e-6
+    assert found.requires_grad

@@ -51,3 +51,10 @@ def test_many_rows_are_a_map_for_pytorch_at_inference(size, as_map, use_bias, mo
             calls.clear()
             linear(ops.cast(given, "float64"), ops.cast(kernel, "float64"))
             assert not calls
+
+
+def test_no_rows_or_channels():
+    for size, channels, units in (((2, 0), 4, 3), ((0, 5), 4, 3), ((3000,), 0, 2)):
+        with without_gradients():
+            y = linear(ops.zeros((*size, channels)), ops.zeros((channels, units)), ops.ones((units,)))
+        assert y.shape == (*size, units)
