@@ -54,6 +54,7 @@ def test_gradients():
     assert relative_error(found, expected * weights) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="transforms and traces are PyTorch's")
 def test_transforms_and_traces_without_gradients_overwrite_nothing():
     import torch
