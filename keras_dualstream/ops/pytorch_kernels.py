@@ -234,10 +234,10 @@ def pytorch_runs_inference():
     """
     import torch
 
-    # PyTorch has no public question for its transforms.
-    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not (torch.is_grad_enabled() or recorded or transformed)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    # PyTorch has no public question for its transforms, nor need its compiler understand this one.
+    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
 
 
 def pytorch_gelu(x):
