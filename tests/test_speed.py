@@ -1,5 +1,6 @@
 """The speed benchmark plans, measures, resumes and reports. It is about processes, so it runs on one backend."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,6 +11,7 @@ from helpers import predict
 from helpers import relative_error
 
 from benchmarks.speed import __main__ as speed
+from benchmarks.speed import gpu
 from benchmarks.speed import measure
 from benchmarks.speed import models
 from benchmarks.speed import plan
@@ -17,6 +19,8 @@ from benchmarks.speed import report
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the workers choose their backends")
 
+SETTINGS = plan.Settings(1, 32, 32, "float32", "cpu", 1, 1)
+THREE_BATCHES = dataclasses.replace(SETTINGS, batch=2, batches=3)
 FLAGS = "--variant DFvTT --backend torch --mode inference --batch 1 --resolution 32 48 --seconds 0.01"
 
 
@@ -53,9 +57,8 @@ def test_a_restart_measures_what_it_is_asked_for_again_and_keeps_the_rest(tmp_pa
 
 def test_a_worker_that_fails_leaves_its_error(tmp_path):
     subjects = [plan.Subject("DFvTT", "reference", "torch", "inference")]
-    settings = plan.Settings(1, 32, 32, "float32", "cpu", 1)
     with open(tmp_path / "log", "w") as log:
-        cells = measure.measure_group(subjects, settings, str(tmp_path), 0.01, 60.0, log)
+        cells = measure.measure_group(subjects, SETTINGS, str(tmp_path), 0.01, 60.0, log)
     assert cells["DFvTT/reference/torch/inference"]["error"].startswith("ModuleNotFoundError")
 
 
@@ -73,11 +76,11 @@ def test_the_published_code_takes_turns_with_every_backend():
 
 def test_workers_choose_their_device_and_share_a_gpu():
     subject = plan.Subject("DFvTT", "keras_dualstream", "jax", "inference")
-    settings = [plan.Settings(1, 32, 32, "float32", device, 1) for device in ("cpu", "gpu")]
-    cpu, gpu = (measure.environment(subject, each) for each in settings)
+    settings = [dataclasses.replace(SETTINGS, device=device) for device in ("cpu", "gpu")]
+    cpu, cuda = (measure.environment(subject, each) for each in settings)
     assert (cpu["JAX_PLATFORMS"], cpu["CUDA_VISIBLE_DEVICES"], cpu["TF_ENABLE_ONEDNN_OPTS"]) == ("cpu", "-1", "1")
-    assert (gpu["JAX_PLATFORMS"], gpu["XLA_PYTHON_CLIENT_PREALLOCATE"]) == ("cuda", "false")
-    assert gpu.get("CUDA_VISIBLE_DEVICES") != "-1"
+    assert (cuda["JAX_PLATFORMS"], cuda["XLA_PYTHON_CLIENT_PREALLOCATE"]) == ("cuda", "false")
+    assert cuda.get("CUDA_VISIBLE_DEVICES") != "-1"
 
 
 def test_pytorch_compiles_the_prediction_of_the_model(monkeypatch):
@@ -88,6 +91,35 @@ def test_pytorch_compiles_the_prediction_of_the_model(monkeypatch):
     model, x = keras.Sequential([keras.Input((4, 5, 3)), keras.layers.Dense(2)]), images(2, 4, 5, 3)
     compiled = models.compiled_program(model, torch.from_numpy(x))
     assert relative_error(compiled(torch.from_numpy(x)), predict(model, x)) < 1e-6
+
+
+def keras_model():
+    layers = [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1000)]
+    model = keras.Sequential(layers)
+    return models.KerasModel(model, plan.Subject("DFvTT", "keras_dualstream", "torch", "inference"), THREE_BATCHES)
+
+
+def torch_model():
+    from torch import nn
+
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000))
+    return models.TorchModel(model, plan.Subject("DFvTT", "reference", "torch", "inference"), THREE_BATCHES)
+
+
+@pytest.mark.parametrize("make", [keras_model, torch_model])
+def test_a_step_goes_through_as_many_batches_as_it_is_told(make):
+    measured, steps = make(), []
+    predicted = measured.inference()
+    assert predicted.shape == (6, 1000)
+    assert relative_error(predicted[:2], predicted[4:]) == 0
+    first = measured.training()
+    measured.model.register_forward_hook(lambda *_: steps.append(1))
+    assert measured.training() < first
+    assert len(steps) == 3
+
+
+def test_what_several_streams_do_at_once_counts_once():
+    assert gpu.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
 
 
 def test_ratios_are_medians_over_the_rounds():

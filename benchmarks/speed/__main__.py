@@ -33,6 +33,7 @@ def parse(arguments=None):
     add("--precision", choices=plan.PRECISIONS, default="float32")
     add("--device", choices=("cpu", "gpu"), default="cpu")
     add("--threads", type=int, help="CPU cores to use; by default all that this process may")
+    add("--batches", type=int, help="batches a step, without waiting in between; by default 1, on a GPU 10")
     add("--seconds", type=float, default=4.0, help="time for the steps of each model and backend, on average")
     add("--limit", type=float, default=600.0, help="seconds after which a first call is given up")
     add("--reference", metavar="PATH", help="folder with checkouts of the published code, to measure it in turn")
@@ -92,7 +93,13 @@ def main(arguments=None):
     chosen = [variant for family in given.family for variant in plan.FAMILIES[family]] + given.variant
     models = list(dict.fromkeys(chosen or plan.VARIANTS)) + list(plan.PEERS if given.peers else [])
     settings = plan.Settings(
-        given.batch, given.resolution[0], given.resolution[-1], given.precision, given.device, use_cores(given.threads)
+        batch=given.batch,
+        height=given.resolution[0],
+        width=given.resolution[-1],
+        precision=given.precision,
+        device=given.device,
+        threads=use_cores(given.threads),
+        batches=given.batches or (10 if given.device == "gpu" else 1),
     )
     path = pathlib.Path(f"{given.output}.json")
     groups = plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive)

@@ -20,21 +20,6 @@ def reset_peak():
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def gpu_peak(backend):
-    """The most that a backend has had on the GPU."""
-    if backend == "jax":
-        import jax
-
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    if backend.startswith("tensorflow"):
-        import tensorflow as tf
-
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    import torch
-
-    return torch.cuda.max_memory_allocated()
-
-
 def _status(field):
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):

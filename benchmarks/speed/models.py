@@ -113,7 +113,7 @@ def keras_model(subject, settings):
 
 
 class KerasModel:
-    """A Keras model as `predict_on_batch` and `train_on_batch` run it."""
+    """A Keras model as `predict_on_batch` and `train_on_batch` run it, several batches as `predict` and `fit` do."""
 
     def __init__(self, model, subject, settings):
         import keras
@@ -130,20 +130,35 @@ class KerasModel:
         self.images, self.labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
 
     def inference(self):
-        """One prediction, with its result on the host."""
+        """A prediction of each batch, with its result on the host."""
         with self.context():
-            return np.asarray(self._predict(self.images))
+            return self._predict()
 
     def training(self):
-        """One step of stochastic gradient descent, with its loss on the host."""
+        """A step of stochastic gradient descent for each batch, with the loss on the host."""
         with self.context():
-            return float(self.model.train_on_batch(self.images, self.labels))
+            return self._fit()
 
     @functools.cached_property
     def _predict(self):
-        """A batch's prediction as the README tells users to make it."""
-        compiled = self.subject.backend == "torch-compile"
-        return compiled_program(self.model, self.images) if compiled else self.model.predict_on_batch
+        """The function of no arguments that predicts as the README tells users to."""
+        if self.subject.backend == "torch-compile":
+            program, images = compiled_program(self.model, self.images), [self.images] * self.settings.batches
+            return lambda: np.concatenate([result.cpu() for result in [program(x) for x in images]])
+        if self.settings.batches == 1:
+            return lambda: self.model.predict_on_batch(self.images)
+        count = self.settings.batches
+        return lambda: self.model.predict(self._batches(self.images), steps=count, verbose=0)
+
+    def _fit(self):
+        if self.settings.batches == 1:
+            return float(self.model.train_on_batch(self.images, self.labels))
+        data, count = self._batches(self.images, self.labels), self.settings.batches
+        return self.model.fit(data, steps_per_epoch=count, shuffle=False, verbose=0).history["loss"][-1]
+
+    def _batches(self, *tensors):
+        """The same batch again and again, which is on the device already."""
+        return (tensors for _ in range(self.settings.batches))
 
     def macs(self):
         """Multiplications and additions of one image, where PyTorch can count them; otherwise `None`."""
@@ -181,19 +196,21 @@ class TorchModel:
         return self.torch.autocast(self.device.type, dtype, enabled=dtype != self.torch.float32)
 
     def inference(self):
-        """One prediction, with its result on the host."""
+        """A prediction of each batch, with its result on the host."""
         self.model.eval()
         with self.torch.no_grad(), self._precision():
-            return self.forward(self.images).float().cpu().numpy()
+            results = [self.forward(self.images).float() for _ in range(self.settings.batches)]
+        return np.concatenate([result.cpu() for result in results])
 
     def training(self):
-        """One step of stochastic gradient descent, with its loss on the host."""
+        """A step of stochastic gradient descent for each batch, with the last loss on the host."""
         self.model.train()
-        self.optimizer.zero_grad()
-        with self._precision():
-            loss = self.torch.nn.functional.cross_entropy(self.forward(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
+        for _ in range(self.settings.batches):
+            self.optimizer.zero_grad()
+            with self._precision():
+                loss = self.torch.nn.functional.cross_entropy(self.forward(self.images), self.labels)
+            loss.backward()
+            self.optimizer.step()
         return loss.item()
 
     def macs(self):
@@ -221,7 +238,7 @@ def compiled_program(model, images):
 
     def predict(images):
         with torch.no_grad():
-            return compiled(images).float().cpu()
+            return compiled(images).float()
 
     return predict
 

@@ -70,6 +70,7 @@ class Settings:
         precision: one of `PRECISIONS`; the halves are mixed precision.
         device: `"cpu"` or `"gpu"`.
         threads: int. CPU cores that every process may use.
+        batches: int. Batches that a step goes through without waiting in between.
     """
 
     batch: int
@@ -78,6 +79,7 @@ class Settings:
     precision: str
     device: str
     threads: int
+    batches: int
 
 
 def groups(models, backends, modes, reference, naive):

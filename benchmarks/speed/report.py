@@ -106,10 +106,11 @@ def write_report(output, results):
 def markdown(found):
     """The lines of the report."""
     settings = found.settings
+    in_a_row = f", {settings['batches']} batches in a row" if settings.get("batches", 1) > 1 else ""
     yield "# Speed"
     yield ""
     yield (
-        f"Batch {settings['batch']} at {settings['height']} × {settings['width']}, {settings['precision']}, "
+        f"Batch {settings['batch']}{in_a_row} at {settings['height']} × {settings['width']}, {settings['precision']}, "
         f"{settings['threads']} threads, {settings['device'].upper()}. "
         + ", ".join(f"{name} {version}" for name, version in found.machine.items())
         + ". Made by `python -m benchmarks.speed`; benchmarks/README.md tells what the numbers mean."
@@ -127,6 +128,9 @@ def markdown(found):
         yield from rows(found, lambda model, column, mode=mode: memory(found, model, column, mode))
         yield from section(f"{name}: GFLOP/s (share of what one large matrix product reaches)", found)
         yield from rows(found, lambda model, column, mode=mode: flops(found, model, column, mode))
+        if settings["device"] == "gpu":
+            yield from section(f"{name}: ms that the GPU is busy for a batch", found)
+            yield from rows(found, lambda model, column, mode=mode: kernels(found, model, column, mode))
     yield from section("Import on top of the framework and build, s", found)
     yield from rows(found, lambda model, column: imports(found, model, column))
     yield ""
@@ -172,6 +176,12 @@ def field(found, model, column, mode, name):
     """One number of a cell."""
     value = found.cell(model, column, mode).get(name)
     return "" if value is None else f"{value:.1f}"
+
+
+def kernels(found, model, column, mode):
+    """Milliseconds of a cell's kernels."""
+    seconds = found.cell(model, column, mode).get("kernel_seconds")
+    return "" if seconds is None else f"{1e3 * seconds:.1f}"
 
 
 def memory(found, model, column, mode):

@@ -1,7 +1,7 @@
 """One subject in a process of its own: reads a request a line from stdin, answers a line of JSON on stdout.
 
-Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one step; `end` with the
-most memory since the first call, on a GPU since the start, and with counts.
+Requests: `build` and `first_call` answer with what they measured; `step` with the seconds of one batch of a step; `end`
+with the most memory since the first call, on a GPU since the start, and with counts.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import sys
 import time
 
+from benchmarks.speed import gpu
 from benchmarks.speed import memory
 from benchmarks.speed import models
 from benchmarks.speed.plan import Settings
@@ -38,7 +39,7 @@ class Worker:
 
     def first_call(self):
         """The first step, which traces and compiles."""
-        measured = dict(first_call_seconds=self.step()["seconds"], memory_first_call=memory.peak())
+        measured = dict(first_call_seconds=timed(self._run), memory_first_call=memory.peak())
         memory.reset_peak()
         return measured
 
@@ -48,9 +49,12 @@ class Worker:
         multiply = self.model.multiply(size)
         return 2 * size**3 / min(timed(multiply) for _ in range(5))
 
+    def _run(self):
+        return getattr(self.model, self.subject.mode)()
+
     def step(self):
         """One step."""
-        return dict(seconds=timed(getattr(self.model, self.subject.mode)))
+        return dict(seconds=timed(self._run) / self.settings.batches)
 
     def end(self):
         """The most memory since the first call, and operations, counted after it as that takes memory of its own.
@@ -58,8 +62,11 @@ class Worker:
         On a GPU it is the most since the start, compiling included: JAX cannot forget it.
         """
         on_gpu = self.settings.device == "gpu"
-        peak = memory.gpu_peak(self.subject.backend) if on_gpu else memory.peak()
-        return dict(memory_peak=peak, macs=self.model.macs(), matmul_flops=self._matmul_flops())
+        measured = dict(memory_peak=gpu.memory_peak(self.subject.backend) if on_gpu else memory.peak())
+        if on_gpu:
+            busy = gpu.busy_seconds(self._run, self.subject.backend)
+            measured.update(kernel_seconds=busy and busy / self.settings.batches)
+        return dict(measured, macs=self.model.macs(), matmul_flops=self._matmul_flops())
 
 
 def timed(function):
