@@ -167,9 +167,9 @@ class KerasModel:
         return count_macs(lambda: self.model(self.images[:1], training=False))
 
     def multiply(self, size):
-        """One product of square matrices in the precision of the run."""
+        """As many products of square matrices, in the precision of the run, as a step has batches."""
         matrix = self.ops.convert_to_tensor(random_matrix(size), dtype=self.settings.precision)
-        return lambda: float(self.ops.matmul(matrix, matrix)[0, 0])
+        return lambda: float([self.ops.matmul(matrix, matrix) for _ in range(self.settings.batches)][-1][0, 0])
 
 
 class TorchModel:
@@ -219,10 +219,10 @@ class TorchModel:
         return count_macs(lambda: self.model(self.images[:1]))
 
     def multiply(self, size):
-        """One product of square matrices in the precision of the run."""
+        """As many products of square matrices, in the precision of the run, as a step has batches."""
         matrix = self.torch.from_numpy(random_matrix(size))
         matrix = matrix.to(self.device, getattr(self.torch, self.settings.precision))
-        return lambda: (matrix @ matrix)[0, 0].item()
+        return lambda: [matrix @ matrix for _ in range(self.settings.batches)][-1][0, 0].item()
 
 
 def compiled_program(model, images):

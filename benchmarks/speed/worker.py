@@ -47,7 +47,7 @@ class Worker:
         """Floating-point operations a second of the fastest of several large matrix products."""
         size = 8192 if self.settings.device == "gpu" else 1024
         multiply = self.model.multiply(size)
-        return 2 * size**3 / min(timed(multiply) for _ in range(5))
+        return 2 * size**3 * self.settings.batches / min(timed(multiply) for _ in range(5))
 
     def _run(self):
         return getattr(self.model, self.subject.mode)()
