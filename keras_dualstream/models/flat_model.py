@@ -38,8 +38,9 @@ class FlatModel(keras.Model):
         if _only_shapes_matter() and _sizes_are_known(self, tensors):
             batch = ops.shape(tensors[id(self.inputs[0])])[0]
             return keras.tree.map_structure(lambda x: ops.zeros((batch, *x.shape[1:]), x.dtype), self._outputs_struct)
-        programs = BlockPrograms(operation_fn, symbolic=any(isinstance(x, keras.KerasTensor) for x in tensors.values()))
-        for run in programs.runs(steps_of(self)):
+        symbolic = any(isinstance(x, keras.KerasTensor) for x in tensors.values())
+        programs = BlockPrograms(steps_of(self), operation_fn, symbolic)
+        for run in programs.runs():
             args, kwargs = run[0].node.arguments.fill_in(tensors)
             tensors = {key: x for key, x in tensors.items() if key in run[-1].read_later}
             results = programs.call([step.node for step in run], args, kwargs)

@@ -7,6 +7,7 @@ import keras
 EXPORTERS = "keras.src.export."
 LITERT_EXPORTER = "keras.src.export.litert"
 JAX_TO_TENSORFLOW = "jax.experimental.jax2tf.jax2tf"
+TENSORFLOW_TRAINER = "keras.src.backend.tensorflow.trainer"
 
 
 def compiled_by_xla():
@@ -44,6 +45,19 @@ def in_tensorflow_graph():
     import tensorflow as tf
 
     return not tf.executing_eagerly() and not compiled_by_xla()
+
+
+def predicted_by_tensorflow():
+    """Whether `predict` or `evaluate` traces the operations that follow, for TensorFlow's own CPU kernels.
+
+    Not where several devices share the work, nor inside of a gradient.
+    """
+    if not in_tensorflow_graph() or not tensorflow_on_cpu() or not _called_from(TENSORFLOW_TRAINER):
+        return False
+    import tensorflow as tf
+    from tensorflow.python.eager import record
+
+    return not tf.distribute.has_strategy() and not record.could_possibly_record()
 
 
 def _has_gpu():
