@@ -50,7 +50,7 @@ def in_tensorflow_graph():
 def predicted_by_tensorflow():
     """Whether `predict` or `evaluate` traces the operations that follow, for TensorFlow's own CPU kernels.
 
-    Not where several devices share the work, nor inside of a gradient.
+    Not where several devices share the work, nor under a gradient tape.
     """
     if not in_tensorflow_graph() or not tensorflow_on_cpu() or not _called_from(TENSORFLOW_TRAINER):
         return False

@@ -1,6 +1,8 @@
 """Blocks as functions that a graph of TensorFlow shares."""
 
 import functools
+import types
+from unittest import mock
 
 import keras
 import numpy as np
@@ -16,6 +18,7 @@ from helpers import to_numpy
 from keras_dualstream.layers.block import Block
 from keras_dualstream.models import block_programs
 from keras_dualstream.models.flat_model import FlatModel
+from keras_dualstream.ops import compiler
 from keras_dualstream.ops.tensorflow_program import tensorflow_program
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="Only TensorFlow makes functions.")
@@ -149,6 +152,76 @@ def test_only_plain_blocks_share_and_only_with_those_alike(blocks, expected, mon
     assert counts == expected
 
 
+class Hiding(Scale):
+    """A block whose number is inside of something else."""
+
+    def __init__(self, attribute, value, read):
+        super().__init__()
+        setattr(self, attribute, value)
+        self.read = read
+
+    def call(self, x):
+        return self.factor * x + self.read(self)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "hide", "read"),
+    [
+        ("_offsets", lambda offset: [offset], lambda block: block._offsets[0]),
+        ("_offsets", lambda offset: {"x": offset}, lambda block: block._offsets["x"]),
+        ("options", lambda offset: types.SimpleNamespace(offset=offset), lambda block: block.options.offset),
+        ("offsets", lambda offset: {offset}, lambda block: sum(block.offsets)),
+        ("offsets", range, lambda block: len(block.offsets)),
+        ("offset", np.float32, lambda block: block.offset),
+        ("array", lambda offset: keras.ops.convert_to_tensor(float(offset)), lambda block: block.array),
+        ("drop_path_rate", float, lambda block: block.drop_path_rate),
+        ("seed", int, lambda block: block.seed),
+    ],
+)
+def test_whatever_a_block_keeps_its_number_in_is_its_own(attribute, hide, read):
+    model = chain(*(Hiding(attribute, hide(i), read) for i in (1, 2)))
+    assert model.predict_on_batch(ONES).tolist() == [[11, 11]] * 3
+
+
+class Counting(Scale):
+    """A block that counts its calls, which may have another factor."""
+
+    def build(self, shape):
+        super().build(shape)
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x, by=None):
+        self.count.assign_add(1.0)
+        return super().call(x) if by is None else x * by
+
+
+def test_what_blocks_change_when_they_predict_is_kept(monkeypatch):
+    model = chain(Counting(), Counting())
+    counts = count_calls(monkeypatch)
+    for _ in range(3):
+        model.predict_on_batch(ONES)
+    assert counts == [2]
+    assert [float(layer.count) for layer in model.layers[1:]] == [3, 3]
+
+
+def test_arguments_with_names_reach_their_block():
+    x, y = keras.Input((2,)), keras.Input((2,))
+    model = in_graph(FlatModel([x, y], Counting()(Counting()(x), by=y)))
+    assert model.predict_on_batch([ONES, 3 * ONES]).tolist() == [[6, 6]] * 3
+
+
+def test_sparse_tensors_reach_their_blocks():
+    import tensorflow as tf
+
+    class Dense(Scale):
+        def call(self, x):
+            return super().call(tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else x)
+
+    x = keras.Input((2,), sparse=True)
+    model = in_graph(FlatModel(x, keras.layers.Add()([Dense()(x), Dense()(x)])))
+    assert model.predict_on_batch(tf.sparse.from_dense(ONES)).tolist() == [[4, 4]] * 3
+
+
 class Watched(keras.Model):
     """A model around one that predicts while it takes gradients."""
 
@@ -177,6 +250,22 @@ def predict_on_several_devices(model, path):
         chain(Scale(), Scale()).predict(ONES, verbose=0)
 
 
+class TrainingAlways(keras.Model):
+    """A model that predicts as it trains."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def predict_step(self, data):
+        return self.model(data[0], training=True)
+
+
+def predict_on_a_gpu(model, path):
+    with mock.patch.object(compiler, "_has_gpu", return_value=True):
+        model.predict_on_batch(ONES)
+
+
 def call_in_a_function(model, path):
     import tensorflow as tf
 
@@ -188,10 +277,12 @@ def call_in_a_function(model, path):
     [
         lambda model, path: model.train_on_batch(ONES, ONES),
         lambda model, path: in_graph(Watched(model)).train_on_batch(ONES, ONES),
+        lambda model, path: in_graph(TrainingAlways(model)).predict_on_batch(ONES),
         lambda model, path: in_graph(model, run_eagerly=True).predict_on_batch(ONES),
         lambda model, path: model.export(path / "model", verbose=False),
         predict_by_xla,
         predict_on_several_devices,
+        predict_on_a_gpu,
         call_in_a_function,
     ],
 )

@@ -1,6 +1,7 @@
 """Blocks as programs of their own on JAX."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -197,12 +198,15 @@ def test_blocks_that_hand_on_something_else_are_no_loop(connect, expected, monke
     assert counts == []
 
 
+SOMETHING = object()
+
+
 class Mixing(Block, keras.layers.Layer):
     """A block of two arguments and numbers in a list beside something else."""
 
     def __init__(self, factors):
         super().__init__()
-        self.factors = [*factors, object()]
+        self.factors = [*factors, SOMETHING]
 
     def call(self, x, y):
         return self.factors[0] * x + self.factors[1] * y
@@ -284,8 +288,25 @@ def change_precision(block):
     block.mixer.dtype_policy = "float64"
 
 
+def change_a_private_list(block):
+    block.feed_forward._numbers = [1]
+
+
+def change_something_else(block):
+    block.mixer.numbers = types.SimpleNamespace(first=1)
+
+
 @pytest.mark.parametrize(
-    "change", [freeze_a_part, change_a_number, change_a_function, change_an_object, change_precision]
+    "change",
+    [
+        freeze_a_part,
+        change_a_number,
+        change_a_function,
+        change_an_object,
+        change_precision,
+        change_a_private_list,
+        change_something_else,
+    ],
 )
 def test_a_block_that_differs_is_traced_by_itself(change, monkeypatch):
     model = tiny_transxnet(**DEEP)

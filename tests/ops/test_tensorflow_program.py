@@ -28,3 +28,11 @@ def test_a_graph_holds_a_function_once_and_it_knows_shapes():
         [size.size for size in node.attr["shape"].shape.dim] for node in function.node_def if node.op == "EnsureShape"
     ]
     assert sorted(shapes) == [[2, 3], [3], [3, 3]]
+
+
+def test_a_function_is_traced_as_the_graph_around_is_without_rewriting_its_code():
+    import tensorflow as tf
+
+    program = tensorflow_program(lambda x: x if tf.reduce_sum(x) > 0 else -x)
+    with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+        program(tf.ones(2))
