@@ -44,6 +44,14 @@ def test_a_run_measures_every_number_and_is_not_repeated(tmp_path, monkeypatch):
         speed.main([*FLAGS.split(), "--batch", "2", "--output", str(output)])
 
 
+@pytest.mark.parametrize("given", ["0", "-1"])
+@pytest.mark.parametrize("flag", ["--batch", "--batches", "--threads"])
+def test_counts_are_at_least_one(flag, given, capsys):
+    with pytest.raises(SystemExit):
+        speed.parse([flag, given])
+    assert f"must be at least 1. Received: {given}" in capsys.readouterr().err
+
+
 def test_a_restart_measures_what_it_is_asked_for_again_and_keeps_the_rest(tmp_path):
     path = tmp_path / "results.json"
     (subjects,) = plan.groups(["DFvTT"], ["torch"], ["inference"], reference=False, naive=False)

@@ -28,12 +28,12 @@ def parse(arguments=None):
     add("--variant", nargs="+", choices=plan.VARIANTS, default=[], help="these variants; without both, all")
     add("--backend", nargs="+", choices=plan.BACKENDS, default=["tensorflow", "jax", "torch"])
     add("--mode", nargs="+", choices=plan.MODES, default=list(plan.MODES))
-    add("--batch", type=int, default=8, help="images a step")
+    add("--batch", type=count, default=8, help="images a step")
     add("--resolution", type=int, nargs="+", default=[224], metavar="PIXELS", help="side, or height and width")
     add("--precision", choices=plan.PRECISIONS, default="float32")
     add("--device", choices=("cpu", "gpu"), default="cpu")
-    add("--threads", type=int, help="CPU cores to use; by default all that this process may")
-    add("--batches", type=int, help="batches a step, without waiting in between; by default 1, on a GPU 10")
+    add("--threads", type=count, help="CPU cores to use; by default all that this process may")
+    add("--batches", type=count, help="batches a step, without waiting in between; by default 1, on a GPU 10")
     add("--seconds", type=float, default=4.0, help="time for the steps of each model and backend, on average")
     add("--limit", type=float, default=600.0, help="seconds after which a first call is given up")
     add("--reference", metavar="PATH", help="folder with checkouts of the published code, to measure it in turn")
@@ -42,6 +42,14 @@ def parse(arguments=None):
     add("--output", default="output/speed", help="path of the results, before .json, .md and .png")
     add("--restart", action="store_true", help="measure again what the results have already")
     return parser.parse_args(arguments)
+
+
+def count(text):
+    """A whole number of at least 1, of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
+    return number
 
 
 def use_cores(threads):
@@ -99,7 +107,7 @@ def main(arguments=None):
         precision=given.precision,
         device=given.device,
         threads=use_cores(given.threads),
-        batches=given.batches or (10 if given.device == "gpu" else 1),
+        batches=given.batches or {"cpu": 1, "gpu": 10}[given.device],
     )
     path = pathlib.Path(f"{given.output}.json")
     groups = plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive)

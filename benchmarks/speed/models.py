@@ -158,6 +158,11 @@ class KerasModel:
 
     def _batches(self, *tensors):
         """The same batch again and again, which is on the device already."""
+        if self.backend == "tensorflow":
+            import tensorflow as tf
+
+            # Keras would copy what a generator gives through the host.
+            return tf.data.Dataset.from_tensors(tensors).repeat(self.settings.batches)
         return (tensors for _ in range(self.settings.batches))
 
     def macs(self):
