@@ -10,6 +10,8 @@ from keras_dualstream.conversion.reader.archive import most_bytes
 from keras_dualstream.layers.nested_call import get_global_attribute
 from keras_dualstream.models.block_programs import BlockPrograms
 from keras_dualstream.models.graph import steps_of
+from keras_dualstream.ops.compiler import in_a_step_on_tensorflow
+from keras_dualstream.ops.tensorflow_program import forget_eager_kernels
 from keras_dualstream.presets.folder import write_file
 
 
@@ -38,6 +40,8 @@ class FlatModel(keras.Model):
         if _only_shapes_matter() and _sizes_are_known(self, tensors):
             batch = ops.shape(tensors[id(self.inputs[0])])[0]
             return keras.tree.map_structure(lambda x: ops.zeros((batch, *x.shape[1:]), x.dtype), self._outputs_struct)
+        if in_a_step_on_tensorflow():
+            forget_eager_kernels()
         symbolic = any(isinstance(x, keras.KerasTensor) for x in tensors.values())
         programs = BlockPrograms(steps_of(self), operation_fn, symbolic)
         for run in programs.runs():

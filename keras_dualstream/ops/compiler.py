@@ -47,12 +47,17 @@ def in_tensorflow_graph():
     return not tf.executing_eagerly() and not compiled_by_xla()
 
 
+def in_a_step_on_tensorflow():
+    """Whether `fit`, `evaluate` or `predict` traces the operations that follow, for TensorFlow's own kernels."""
+    return in_tensorflow_graph() and _called_from(TENSORFLOW_TRAINER)
+
+
 def predicted_by_tensorflow():
     """Whether `predict` or `evaluate` traces the operations that follow, for TensorFlow's own CPU kernels.
 
     Not where several devices share the work, nor under a gradient tape.
     """
-    if not in_tensorflow_graph() or not tensorflow_on_cpu() or not _called_from(TENSORFLOW_TRAINER):
+    if not in_a_step_on_tensorflow() or not tensorflow_on_cpu():
         return False
     import tensorflow as tf
     from tensorflow.python.eager import record

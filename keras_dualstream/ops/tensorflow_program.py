@@ -1,6 +1,17 @@
 """Functions that a graph of TensorFlow calls instead of holding at each place what they compute."""
 
 
+def forget_eager_kernels():
+    """Has TensorFlow forget the kernels of what it has run operation by operation, as `keras.utils.clear_session` does.
+
+    It keeps one for every shape and name of those that built a model: without them TransXNet-S predicts in 0.44
+    instead of 0.50 to 0.54 GB. What is run again gets its kernel again.
+    """
+    from tensorflow.python.eager import context
+
+    context.context().clear_kernel_cache()
+
+
 def tensorflow_program(function):
     """`function` as one function of a graph, which its calls share.
 

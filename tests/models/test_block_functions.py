@@ -222,6 +222,26 @@ def test_sparse_tensors_reach_their_blocks():
     assert model.predict_on_batch(tf.sparse.from_dense(ONES)).tolist() == [[4, 4]] * 3
 
 
+@pytest.mark.parametrize(
+    ("use", "clears"),
+    [
+        (lambda model: model.predict_on_batch(ONES), True),
+        (lambda model: model.train_on_batch(ONES, ONES), True),
+        (lambda model: model(ONES), False),
+    ],
+)
+def test_the_first_step_forgets_the_kernels_that_built_the_model(use, clears, monkeypatch):
+    from tensorflow.python.eager import context
+
+    model, cleared = chain(Scale(), Scale()), []
+    monkeypatch.setattr(context.Context, "clear_kernel_cache", lambda self: cleared.append(self))
+    use(model)
+    first = len(cleared)
+    use(model)
+    assert (first > 0) is clears
+    assert len(cleared) == first
+
+
 class Watched(keras.Model):
     """A model around one that predicts while it takes gradients."""
 
