@@ -242,12 +242,15 @@ def test_the_first_step_forgets_the_kernels_that_built_the_model(use, clears, mo
     assert len(cleared) == first
 
 
-class Watched(keras.Model):
-    """A model around one that predicts while it takes gradients."""
+class Around(keras.Model):
+    """A model around one, which predicts while it takes gradients, and trains while it predicts."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
+
+    def predict_step(self, data):
+        return self.model(data[0], training=True)
 
     def train_step(self, data):
         import tensorflow as tf
@@ -270,17 +273,6 @@ def predict_on_several_devices(model, path):
         chain(Scale(), Scale()).predict(ONES, verbose=0)
 
 
-class TrainingAlways(keras.Model):
-    """A model that predicts as it trains."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def predict_step(self, data):
-        return self.model(data[0], training=True)
-
-
 def predict_on_a_gpu(model, path):
     with mock.patch.object(compiler, "_has_gpu", return_value=True):
         model.predict_on_batch(ONES)
@@ -296,8 +288,8 @@ def call_in_a_function(model, path):
     "use",
     [
         lambda model, path: model.train_on_batch(ONES, ONES),
-        lambda model, path: in_graph(Watched(model)).train_on_batch(ONES, ONES),
-        lambda model, path: in_graph(TrainingAlways(model)).predict_on_batch(ONES),
+        lambda model, path: in_graph(Around(model)).train_on_batch(ONES, ONES),
+        lambda model, path: in_graph(Around(model)).predict_on_batch(ONES),
         lambda model, path: in_graph(model, run_eagerly=True).predict_on_batch(ONES),
         lambda model, path: model.export(path / "model", verbose=False),
         predict_by_xla,
