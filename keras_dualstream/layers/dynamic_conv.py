@@ -10,6 +10,7 @@ from keras_dualstream.layers.pytorch_defaults import batch_normalization
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
+from keras_dualstream.ops.reshape import reshape
 
 
 class _DynamicConv(NestedCall, keras.layers.Layer):
@@ -98,9 +99,9 @@ class DyConv(_DynamicConv):
 
     def call(self, x, training=None):
         weights = ops.softmax(self._predict(x, training), axis=-1)
-        kernel = ops.einsum("bg,gk->bk", weights, ops.reshape(self.kernels, (self.num_groups, -1)))
+        kernel = ops.einsum("bg,gk->bk", weights, reshape(self.kernels, (self.num_groups, -1)))
         shape = (-1, self.kernel_size, self.kernel_size, x.shape[-1])
-        return dynamic_depthwise_conv2d(x, ops.reshape(kernel, shape))
+        return dynamic_depthwise_conv2d(x, reshape(kernel, shape))
 
     def get_config(self):
         return {**super().get_config(), "num_groups": self.num_groups}
@@ -144,4 +145,4 @@ class DDWConv(_DynamicConv):
     def call(self, x, training=None):
         kernel = self._predict(x, training)
         shape = (-1, self.kernel_size, self.kernel_size, x.shape[-1])
-        return dynamic_depthwise_conv2d(x, ops.reshape(kernel, shape))
+        return dynamic_depthwise_conv2d(x, reshape(kernel, shape))

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.ops.compiler import watched_by_pytorch
+from keras_dualstream.ops.reshape import reshape
 
 
 def normalized(norm, convolution, x, training=None):
@@ -28,7 +29,7 @@ def normalized(norm, convolution, x, training=None):
     scale, shift = norm.scale_and_shift()
     kernel = ops.convert_to_tensor(convolution.kernel)
     # A depthwise kernel has its outputs on two axes.
-    by_output = ops.reshape(scale, kernel.shape[-2:]) if isinstance(convolution, DepthwiseConv2D) else scale
+    by_output = reshape(scale, kernel.shape[-2:]) if isinstance(convolution, DepthwiseConv2D) else scale
     bias = shift if convolution.bias is None else ops.convert_to_tensor(convolution.bias) * scale + shift
     return convolution.convolve(x, kernel * by_output, bias)
 

@@ -13,6 +13,7 @@ from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.resample import adaptive_average_pool
+from keras_dualstream.ops.reshape import reshape
 from keras_dualstream.ops.softmax import softmax
 
 
@@ -99,10 +100,10 @@ class IDConv(NestedCall, keras.layers.Layer):
         _, height, width, channels = u.shape
         logits = self.expand(gelu(normalized(self.norm, self.squeeze, u, training)))
         shape = (-1, height * width, self.num_groups, channels)
-        weights = softmax(ops.reshape(logits, shape), axis=2)
-        candidates = ops.reshape(candidates, (self.num_groups, height * width, channels))
+        weights = softmax(reshape(logits, shape), axis=2)
+        candidates = reshape(candidates, (self.num_groups, height * width, channels))
         mixed = ops.sum(weights * ops.transpose(candidates, (1, 0, 2)), axis=2)
-        return ops.reshape(mixed, (-1, height, width, channels))
+        return reshape(mixed, (-1, height, width, channels))
 
     def compute_output_shape(self, input_shape):
         return input_shape

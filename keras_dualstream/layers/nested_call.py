@@ -47,7 +47,8 @@ def _is_plain(layer):
     return (
         layer.built
         and layer.compute_dtype == variables_as
-        and layer.autocast
+        # A normalisation casts by itself, from its variables' own dtype.
+        and (layer.autocast or layer.compute_dtype == layer.variable_dtype)
         and layer.activity_regularizer is None
         and getattr(layer, "quantization_mode", None) is None
         and getattr(layer, "_remat_mode", None) is None

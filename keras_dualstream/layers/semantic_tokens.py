@@ -11,6 +11,7 @@ from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.resample import resize_bicubic
+from keras_dualstream.ops.reshape import reshape
 from keras_dualstream.ops.softmax import softmax
 from keras_dualstream.ops.tokens import map_to_tokens
 
@@ -87,7 +88,7 @@ class SemanticTokens(NestedCall, keras.layers.Layer):
         query = self.query(self.query_norm(self._grid_queries(pooled)))
         gathered = multi_head_attention(ops.broadcast_to(query, ops.shape(tokens)), key, value, num_heads=1)
         weights = self.select(self.squeeze(mean(gathered + tokens, axis=1)))
-        weights = softmax(ops.reshape(weights, (-1, 2, 1, tokens.shape[-1])), axis=1)
+        weights = softmax(reshape(weights, (-1, 2, 1, tokens.shape[-1])), axis=1)
         return self.norm(weights[:, 0] * gathered + weights[:, 1] * tokens)
 
     def _grid_queries(self, pooled):
@@ -96,8 +97,8 @@ class SemanticTokens(NestedCall, keras.layers.Layer):
         queries = ops.convert_to_tensor(self.queries)
         # The static shape: sizes that TensorFlow knows only at run time cannot be compared while tracing.
         if tuple(pooled.shape[1:3]) != (self.grid_size, self.grid_size):
-            grid = ops.reshape(queries, (self.grid_size, self.grid_size, -1))
-            queries = ops.reshape(resize_bicubic(grid, height, width), (-1, pooled.shape[-1]))
+            grid = reshape(queries, (self.grid_size, self.grid_size, -1))
+            queries = reshape(resize_bicubic(grid, height, width), (-1, pooled.shape[-1]))
         return queries[None]
 
     def compute_output_shape(self, input_shape):

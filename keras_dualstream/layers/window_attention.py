@@ -11,6 +11,7 @@ from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
+from keras_dualstream.ops.reshape import reshape
 from keras_dualstream.ops.windows import fill_windows
 from keras_dualstream.ops.windows import merge
 from keras_dualstream.ops.windows import partition
@@ -107,8 +108,8 @@ class WindowAttention(NestedCall, keras.layers.Layer):
         index = relative_position_index(self.window_size)
         index = index if isinstance(window, int) else ops.convert_to_tensor(index)
         index = index[:window, :window, :window, :window]
-        bias = ops.take(self.bias_table, ops.reshape(index, (-1,)), axis=0)
-        return ops.reshape(ops.transpose(bias), (1, self.num_heads, window * window, window * window))
+        bias = ops.take(self.bias_table, reshape(index, (-1,)), axis=0)
+        return reshape(ops.transpose(bias), (1, self.num_heads, window * window, window * window))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -14,6 +14,7 @@ from keras_dualstream.ops.jax_attention import jax_attention
 from keras_dualstream.ops.pieces import count_pieces
 from keras_dualstream.ops.pieces import traced_by_jax
 from keras_dualstream.ops.pytorch_kernels import pytorch_attention
+from keras_dualstream.ops.reshape import reshape
 
 # On JAX, scores of all samples up to which they are computed at once: in pieces 1.6 million (batch 8, 4 heads, 784
 # queries, 64 keys) take 3.4 ms instead of 1.8, 5.4 million (10 heads, 260 queries and keys) 12.8 instead of 17.3.
@@ -56,13 +57,13 @@ def multi_head_attention(query, key, value, num_heads, bias=None, dropout=None):
         else:
             fused = False if _has_fused_kernel_without_gradient(query, key) else None
             output = ops.dot_product_attention(query, key, value, bias=bias, scale=1.0, flash_attention=fused)
-    output = ops.reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
+    output = reshape(output, (-1, ops.shape(query)[1], num_heads * value.shape[-1]))
     return output if output.dtype == dtype else ops.cast(output, dtype)
 
 
 def _split_heads(tokens, num_heads):
     channels = tokens.shape[-1]
-    return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, channels // num_heads))
+    return reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, channels // num_heads))
 
 
 def _attend_on_jax(query, key, value, bias):

@@ -12,6 +12,7 @@ from keras_dualstream.ops.half_precision import is_full_precision
 from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
+from keras_dualstream.ops.pytorch_kernels import pytorch_layer_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
@@ -103,6 +104,8 @@ def layer_normalization(x, gamma, beta, epsilon):
     Returns:
         Tensor of the shape and dtype of `x`.
     """
+    if keras.config.backend() == "torch":
+        return pytorch_layer_normalization(x, gamma, beta, epsilon)
     if is_float64(x) or jax_on_cpu():
         return _normalize(x, (len(x.shape) - 1,), gamma, beta, epsilon)[0]
     return ops.layer_normalization(x, gamma, beta, axis=-1, epsilon=epsilon)

@@ -134,6 +134,23 @@ def pytorch_batch_normalization(x, gamma, beta, epsilon, mean=None, variance=Non
     return y.permute(0, 2, 3, 1).reshape(x.shape), mean, variance
 
 
+def pytorch_layer_normalization(x, gamma, beta, epsilon):
+    """Normalisation of each position over its channels.
+
+    Args:
+        x: tensor `(..., channels)`.
+        gamma: tensor `(channels,)` or `None`.
+        beta: tensor `(channels,)` or `None`.
+        epsilon: float.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    import torch
+
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, epsilon)
+
+
 def pytorch_max_pool2d(x, size, strides, border):
     """Largest value of each window of a map, whose border counts as nothing.
 

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_dualstream.ops.reshape import reshape
+
 
 def space_to_depth(x):
     """The pixels of every 2×2 block as one position, column by column.
@@ -26,11 +28,11 @@ def space_to_depth(x):
         return ops.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
     _, height, width, channels = ops.shape(x)
     if keras.config.backend() == "torch":
-        x = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
+        x = reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
         x = ops.transpose(x, (0, 1, 3, 4, 2, 5))
     else:
         # Four axes at a time: LiteRT transposes no more with its built-in ops.
-        x = ops.reshape(x, (-1, 2, width // 2, 2 * channels))
-        x = ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, 2, 2, channels))
+        x = reshape(x, (-1, 2, width // 2, 2 * channels))
+        x = reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, 2, 2, channels))
         x = ops.transpose(x, (0, 2, 1, 3))
-    return ops.reshape(x, (-1, height // 2, width // 2, 4 * channels))
+    return reshape(x, (-1, height // 2, width // 2, 4 * channels))

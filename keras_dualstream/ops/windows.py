@@ -1,7 +1,11 @@
 """Maps cut into windows and put together again."""
 
+import functools
+
 import numpy as np
 from keras import ops
+
+from keras_dualstream.ops.reshape import reshape
 
 # Leaves nothing of a padded key after the softmax, and is a number in float16.
 PADDED = -3e4
@@ -22,8 +26,8 @@ def partition(x, window):
     """
     _, _, width, channels = ops.shape(x)
     # Four axes at a time: LiteRT transposes no more with its built-in ops.
-    x = ops.reshape(x, (-1, window, width // window, window * channels))
-    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, window * window, channels))
+    x = reshape(x, (-1, window, width // window, window * channels))
+    return reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, window * window, channels))
 
 
 def merge(windows, window, height, width):
@@ -39,8 +43,8 @@ def merge(windows, window, height, width):
         Tensor `(batch, height, width, channels)`.
     """
     channels = windows.shape[-1]
-    x = ops.reshape(windows, (-1, width // window, window, window * channels))
-    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, height, width, channels))
+    x = reshape(windows, (-1, width // window, window, window * channels))
+    return reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, height, width, channels))
 
 
 def fill_windows(x, window):
@@ -60,7 +64,7 @@ def fill_windows(x, window):
         return x
     x = ops.pad(x, [(0, 0), (0, bottom), (0, right), (0, 0)])
     # TensorFlow forgets the channels when it pads by sizes unknown while tracing.
-    return ops.reshape(x, (-1, height + bottom, width + right, channels))
+    return reshape(x, (-1, height + bottom, width + right, channels))
 
 
 def roll(x, shift):
@@ -131,7 +135,7 @@ def window_mask(x, window, shift):
 
 def _keys(x, window):
     """A map of one channel as `(batch · windows, 1, 1, window²)`."""
-    return ops.reshape(partition(x, window), (-1, 1, 1, window * window))
+    return reshape(partition(x, window), (-1, 1, 1, window * window))
 
 
 def _regions(height, width, window, shift, dtype):
@@ -144,9 +148,10 @@ def _regions(height, width, window, shift, dtype):
         ops.cast(indices >= size - window, dtype) + ops.cast(indices >= size - shift, dtype)
         for size, indices in ((height, _indices(height)), (width, _indices(width)))
     )
-    return ops.reshape(3 * rows[:, None] + columns[None], (1, height, width, 1))
+    return reshape(3 * rows[:, None] + columns[None], (1, height, width, 1))
 
 
+@functools.cache
 def relative_position_index(window_size):
     """Which entry of a table of relative positions every pair of a window's positions has.
 
@@ -160,7 +165,10 @@ def relative_position_index(window_size):
     """
     row, column, other_row, other_column = np.ogrid[(slice(window_size),) * 4]
     row_offset, column_offset = row - other_row + window_size - 1, column - other_column + window_size - 1
-    return (row_offset * (2 * window_size - 1) + column_offset).astype("int32")
+    index = (row_offset * (2 * window_size - 1) + column_offset).astype("int32")
+    # The same array at every call.
+    index.setflags(write=False)
+    return index
 
 
 def _known(*sizes):
