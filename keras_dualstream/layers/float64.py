@@ -19,6 +19,7 @@ from keras_dualstream.ops.normalization import batch_normalization
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import layer_normalization
 from keras_dualstream.ops.normalization import scale_and_shift_of
+from keras_dualstream.ops.normalization import standardization
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -119,12 +120,10 @@ class Normalization(NestedCall, keras.layers.Normalization):
     """
 
     def call(self, inputs):
-        if self.compute_dtype != "float64":
-            return super().call(inputs)
         # NumPy constants: Keras holds the statistics in float32.
-        mean, scale = np.array(self.input_mean, "float64"), np.array(self.input_variance, "float64") ** -0.5
-        centred = ops.cast(inputs, "float64") - ops.convert_to_tensor(mean, dtype="float64")
-        return centred * ops.convert_to_tensor(scale, dtype="float64")
+        mean, deviation = np.array(self.input_mean, "float64"), np.array(self.input_variance, "float64") ** 0.5
+        constants = (ops.convert_to_tensor(each, dtype=self.compute_dtype) for each in (mean, deviation))
+        return standardization(ops.cast(inputs, self.compute_dtype), *constants)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

@@ -11,6 +11,7 @@ from keras_dualstream.layers.folding import normalized
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
+from keras_dualstream.ops.activation import silu
 
 # PyTorch's momentum of 0.1 is Keras' 0.9.
 NORMALIZATIONS = {"layer": LayerNormalization, "batch": functools.partial(BatchNormalization, momentum=0.9), None: None}
@@ -18,7 +19,7 @@ NORMALIZATIONS = {"layer": LayerNormalization, "batch": functools.partial(BatchN
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class PatchEmbedding(NestedCall, keras.layers.Layer):
-    """Patch embedding, `y = Norm(Conv(x))`, padded as PyTorch does.
+    """Patch embedding, `y = f(Norm(Conv(x)))` with an activation `f`, padded as PyTorch does.
 
     By default patches overlap: the convolution is padded with `kernel_size // 2`
     zeros on every side (with a stride, `padding="same"` would pad only bottom
@@ -38,6 +39,7 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
             normal with variance `2 / fan_out`.
         padding: int. Zeros on every side; `None` for `kernel_size // 2`.
             Defaults to `None`.
+        activation: name or function. Defaults to `None` for none.
 
     Call arguments:
         x: float tensor `(batch, height, width, channels)`.
@@ -73,6 +75,7 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
         use_bias=None,
         kernel_initializer=None,
         padding=None,
+        activation=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -90,6 +93,7 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
         self.use_bias = normalization != "batch" if use_bias is None else use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer or conv_initializer())
         self.padding = padding
+        self.activation = silu if activation == "silu" else keras.activations.get(activation)
         options = {"dtype": self.dtype_policy}
         self.zeros = kernel_size // 2 if padding is None else padding
         self.projection = Conv2D(
@@ -114,6 +118,9 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
 
     def call(self, x, training=None):
         self._check_size(x.shape)
+        return self.activation(self._embed(x, training))
+
+    def _embed(self, x, training):
         if self.normalization == "batch":
             return normalized(self.norm, self.projection, x, training)
         x = self.projection(x)
@@ -142,4 +149,5 @@ class PatchEmbedding(NestedCall, keras.layers.Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "padding": self.padding,
+            "activation": "silu" if self.activation is silu else keras.activations.serialize(self.activation),
         }

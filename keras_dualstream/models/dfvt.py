@@ -10,7 +10,6 @@ from keras_dualstream.layers.drop_path import drop_path_rates
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.patch_embedding import PatchEmbedding
 from keras_dualstream.layers.pytorch_defaults import linear
-from keras_dualstream.layers.silu import SiLU
 from keras_dualstream.layers.spatial_module import SpatialModule
 from keras_dualstream.models.backbone import Backbone
 from keras_dualstream.models.backbone import check_per_stage
@@ -136,10 +135,8 @@ class DFvTBackbone(Backbone):
 def _stem(x, embed_dim, dtype):
     """Two convolutions of stride 2."""
     for index, channels in enumerate((embed_dim // 2, embed_dim), 1):
-        x = PatchEmbedding(channels, normalization="batch", use_bias=True, name=f"stem_embedding{index}", dtype=dtype)(
-            x
-        )
-        x = SiLU(name=f"stem_silu{index}", dtype=dtype)(x)
+        options = dict(normalization="batch", use_bias=True, activation="silu", dtype=dtype)
+        x = PatchEmbedding(channels, name=f"stem_embedding{index}", **options)(x)
     return x
 
 

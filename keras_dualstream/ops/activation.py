@@ -40,17 +40,16 @@ def gelu(x, at_once=False):
     return ops.gelu(x, approximate=False)
 
 
-def silu(x, overwrite=True):
+def silu(x):
     """`x / (1 + e⁻ˣ)`.
 
     Args:
-        x: float tensor; with `overwrite`, one that nothing else needs.
-        overwrite: bool. Whether PyTorch may write over `x`. Defaults to `True`.
+        x: float tensor that nothing else needs.
 
     Returns:
         Tensor of the shape and dtype of `x`.
     """
-    if keras.config.backend() == "torch" and ops.is_tensor(x) and overwrite:
+    if keras.config.backend() == "torch" and ops.is_tensor(x):
         return pytorch_silu(x)
     if jax_on_cpu() and ops.is_tensor(x) and is_full_precision(x.dtype):
         return jax_silu(x)

@@ -15,7 +15,24 @@ from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_layer_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
+from keras_dualstream.ops.pytorch_kernels import pytorch_standardization
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
+
+
+def standardization(x, mean, deviation):
+    """`(x - mean) / deviation`, channel by channel.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        mean: float tensor `(channels,)`.
+        deviation: float tensor `(channels,)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    if keras.config.backend() == "torch":
+        return pytorch_standardization(x, mean, deviation)
+    return (x - mean) / deviation
 
 
 def batch_normalization(x, mean, variance, gamma, beta, epsilon, overwrite=False):

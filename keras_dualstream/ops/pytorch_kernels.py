@@ -151,6 +151,27 @@ def pytorch_layer_normalization(x, gamma, beta, epsilon):
     return torch.nn.functional.layer_norm(x, x.shape[-1:], gamma, beta, epsilon)
 
 
+def pytorch_standardization(x, mean, deviation):
+    """`(x - mean) / deviation`, row by row where operations run as they are called.
+
+    Channel by channel PyTorch goes through a map of three of them one by one: 2.8 ms instead of 0.5 for
+    8 × 224 × 224 × 3 on two cores, of 62 that DFvT-T takes.
+
+    Args:
+        x: tensor `(batch, height, width, channels)`.
+        mean: tensor `(channels,)`.
+        deviation: tensor `(channels,)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    if not _runs_as_called():
+        return (x - mean) / deviation
+    mean, deviation = (each.repeat(x.shape[-2]) for each in (mean, deviation))
+    y = x.reshape(*x.shape[:-2], -1) - mean
+    return (y / deviation if y.requires_grad else y.div_(deviation)).reshape(x.shape)
+
+
 def pytorch_max_pool2d(x, size, strides, border):
     """Largest value of each window of a map, whose border counts as nothing.
 
@@ -251,7 +272,13 @@ def pytorch_runs_inference():
     """
     import torch
 
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    return not torch.is_grad_enabled() and _runs_as_called()
+
+
+def _runs_as_called():
+    import torch
+
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     # PyTorch has no public question for its transforms, nor need its compiler understand this one.
     return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0

@@ -126,7 +126,7 @@ def test_an_image_in_the_corner_of_a_larger_one_gives_the_same_where_it_must():
 
 def test_without_the_spatial_module_details_are_averaged():
     model = randomize(tiny_dfvt((36, 52, 3), spatial_module=False, context_branches=("max_pool",)))
-    outputs = [model.get_layer(name).output for name in ("stem_silu2", "stage1_spatial_average")]
+    outputs = [model.get_layer(name).output for name in ("stem_embedding2", "stage1_spatial_average")]
     x, average = (to_numpy(y) for y in compiled(keras.Model(model.input, outputs))(255 * images(1, 36, 52, 3)))
     assert x.shape[1:3] == (9, 13)
     blocks = [x[:, i : i + 2, j : j + 2].mean(axis=(1, 2)) for i in range(0, 9, 2) for j in range(0, 13, 2)]

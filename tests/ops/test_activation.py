@@ -10,7 +10,6 @@ from helpers import gradients_of
 from helpers import to_numpy
 from keras import ops
 
-from keras_dualstream.layers.silu import SiLU
 from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.activation import silu
 
@@ -64,13 +63,3 @@ def test_gradients_equal_differences(function, formula, float64):
     (found,) = gradients_of(function, weights, [x], float64)
     expected = central_differences(lambda x: (formula(x) * weights).sum(), [x], 0)
     np.testing.assert_allclose(found, expected, atol=1e-8)
-
-
-def test_silu_as_a_layer_leaves_what_comes_in_and_survives_saving(tmp_path):
-    image = keras.Input((3, 2))
-    model = keras.Model(image, [doubled := keras.layers.Rescaling(2.0)(image), SiLU(name="silu")(doubled)])
-    model.save(tmp_path / "model.keras")
-    x = np.linspace(-3, 3, 6, dtype="float32").reshape(1, 3, 2)
-    doubled, activated = keras.saving.load_model(tmp_path / "model.keras").predict(x, verbose=0)
-    np.testing.assert_array_equal(doubled, 2 * x)
-    np.testing.assert_allclose(activated, 2 * x / (1 + np.exp(-2 * x)), rtol=1e-6, atol=5e-7)
