@@ -10,6 +10,7 @@ from keras_dualstream import layers
 from keras_dualstream.layers import nested_call
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import Dense
+from keras_dualstream.layers.float64 import LayerNormalization
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the other backends trace layers once")
 
@@ -174,9 +175,18 @@ def test_wrong_channels_get_keras_error():
         outer(images(7))
 
 
-def test_every_layer_of_a_model_goes_the_short_way(long_way):
-    model = helpers.tiny_transxnet()
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_casts_by_itself_goes_the_long_way_where_variables_are_cast(dtype, long_way):
+    """The layer around would otherwise cast a normalisation's float32 variables."""
+    outer = Outer(LayerNormalization(dtype="mixed_" + dtype), dtype="mixed_" + dtype)
+    outer(ops.cast(images(), dtype))
+    assert outer.inner in long_way
+
+
+@pytest.mark.parametrize("make", [helpers.tiny_transxnet, helpers.tiny_dfvt])
+def test_every_layer_of_a_model_goes_the_short_way(make, long_way):
+    model = make()
     long_way.clear()
-    model(ops.convert_to_tensor(helpers.images(1, 32, 40, 3)), training=False)
+    model(ops.convert_to_tensor(helpers.images(1, *model.input_shape[1:])), training=False)
     names = {type(layer).__name__ for layer in long_way}
     assert names <= {"Functional", type(model).__name__, "Activation"}, names

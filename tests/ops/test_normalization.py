@@ -10,10 +10,12 @@ from helpers import gradients_of
 from helpers import relative_error
 
 from keras_dualstream.layers.float64 import LayerNormalization
+from keras_dualstream.layers.float64 import Normalization
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import batch_normalization_of_gelu
 from keras_dualstream.ops.normalization import group_normalization
 from keras_dualstream.ops.normalization import layer_normalization
+from keras_dualstream.ops.normalization import standardization
 
 EPSILON = 1e-3
 
@@ -108,3 +110,47 @@ def test_the_layer_computes_in_its_own_dtype(policy, float64):
     assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
     if policy != "float64":
         assert relative_error(y, expected(x)) < (1e-6 if policy == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 3), (1, 5, 1, 1), (2, 1, 3, 5)])
+def test_standardization_and_its_gradient(shape, float64):
+    rng = np.random.default_rng(0)
+    x, weights = 255 * rng.uniform(size=shape), rng.standard_normal(shape)
+    mean, deviation = 255 * rng.uniform(size=shape[-1]), rng.uniform(50, 70, shape[-1])
+    tensors = [keras.ops.convert_to_tensor(array, dtype=float64) for array in (x, mean, deviation)]
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(standardization(*tensors)), (x - mean) / deviation, atol=1e-14
+    )
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(tensors[0]), x)
+    (found,) = gradients_of(lambda x: standardization(x, *tensors[1:]), weights, [x], float64)
+    np.testing.assert_allclose(found, weights / deviation, atol=1e-12)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="the others compile and map everything alike")
+def test_standardization_compiled_and_mapped():
+    import torch
+
+    x = torch.from_numpy(255 * np.random.default_rng(0).uniform(size=(2, 3, 4, 3)))
+    mean, deviation = torch.tensor([100.0, 120, 110]).double(), torch.tensor([58.0, 57, 56]).double()
+    expected = (x - mean) / deviation
+    ways = [
+        torch.compile(standardization, backend="eager"),
+        torch.vmap(standardization, in_dims=(0, None, None)),
+        torch.jit.trace(standardization, (x[:1, :2, :2], mean, deviation)),
+    ]
+    for way in ways:
+        assert torch.equal(way(x, mean, deviation), expected)
+
+
+@pytest.mark.parametrize("policy", ["float32", "float64"])
+def test_images_are_normalized_as_by_keras(policy):
+    statistics = dict(mean=[123.675, 116.28, 103.53], variance=[58.395**2, 57.12**2, 57.375**2])
+    x = np.random.default_rng(0).uniform(0, 255, (2, 3, 5, 3)).astype(policy)
+    found, expected = (
+        keras.ops.convert_to_numpy(cls(**statistics, dtype=policy)(x))
+        for cls in (Normalization, keras.layers.Normalization)
+    )
+    assert found.dtype == policy
+    assert relative_error(found, expected) < 3e-7
+    exact = (np.float64(x) - statistics["mean"]) / np.sqrt(statistics["variance"])
+    assert relative_error(found, exact) < (1e-15 if policy == "float64" else 2e-7)
