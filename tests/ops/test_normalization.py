@@ -143,7 +143,7 @@ def test_standardization_compiled_and_mapped():
 
 
 @pytest.mark.parametrize("policy", ["float32", "float64"])
-def test_images_are_normalized_as_by_keras(policy):
+def test_images_are_normalized_as_by_keras(policy, float64):
     statistics = dict(mean=[123.675, 116.28, 103.53], variance=[58.395**2, 57.12**2, 57.375**2])
     x = np.random.default_rng(0).uniform(0, 255, (2, 3, 5, 3)).astype(policy)
     found, expected = (
