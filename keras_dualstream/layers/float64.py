@@ -20,6 +20,7 @@ from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import layer_normalization
 from keras_dualstream.ops.normalization import scale_and_shift_of
 from keras_dualstream.ops.normalization import standardization
+from keras_dualstream.ops.normalization import standardizes_rows
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -116,14 +117,20 @@ class Normalization(NestedCall, keras.layers.Normalization):
     """`keras.layers.Normalization` over the last axis with given statistics, in float64 under a float64 policy.
 
     Args:
-        **kwargs: the arguments of `keras.layers.Normalization`, with `mean` and `variance`.
+        **kwargs: the arguments of `keras.layers.Normalization`, with `mean` and `variance` of every channel, but for
+            `axis` and `invert`.
     """
 
     def call(self, inputs):
-        # NumPy constants: Keras holds the statistics in float32.
-        mean, deviation = np.array(self.input_mean, "float64"), np.array(self.input_variance, "float64") ** 0.5
-        constants = (ops.convert_to_tensor(each, dtype=self.compute_dtype) for each in (mean, deviation))
-        return standardization(ops.cast(inputs, self.compute_dtype), *constants)
+        if self.compute_dtype == "float64":
+            # NumPy constants: Keras holds the statistics in float32.
+            statistics = np.array(self.input_mean, "float64"), np.array(self.input_variance, "float64") ** 0.5
+            mean, deviation = (ops.convert_to_tensor(each, dtype="float64") for each in statistics)
+        elif standardizes_rows(inputs):
+            mean, deviation = self.mean, ops.sqrt(self.variance)
+        else:
+            return super().call(inputs)
+        return standardization(ops.cast(inputs, self.compute_dtype), mean, deviation)
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")

@@ -47,7 +47,7 @@ def _is_plain(layer):
     return (
         layer.built
         and layer.compute_dtype == variables_as
-        # A normalisation casts by itself, from its variables' own dtype.
+        # Without autocasting, Keras lifts the scope of the layer around, which may cast variables.
         and (layer.autocast or layer.compute_dtype == layer.variable_dtype)
         and layer.activity_regularizer is None
         and getattr(layer, "quantization_mode", None) is None

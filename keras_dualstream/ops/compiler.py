@@ -76,6 +76,15 @@ def _has_gpu():
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def compiled_by_pytorch():
+    """Whether `torch.compile` or one of PyTorch's exporters traces the operations that follow."""
+    if keras.config.backend() != "torch":
+        return False
+    import torch
+
+    return torch.compiler.is_compiling()
+
+
 def watched_by_pytorch(layer):
     """Whether PyTorch does more than call a layer when it is called: runs hooks, or a compiled form of it."""
     if keras.config.backend() != "torch":

@@ -155,21 +155,21 @@ def pytorch_standardization(x, mean, deviation):
     """`(x - mean) / deviation`, row by row where operations run as they are called.
 
     Channel by channel PyTorch goes through a map of three of them one by one: 2.8 ms instead of 0.5 for
-    8 × 224 × 224 × 3 on two cores, of 62 that DFvT-T takes.
+    8 × 224 × 224 × 3 on two cores, of 62 that DFvT-T then took.
 
     Args:
         x: tensor `(batch, height, width, channels)`.
-        mean: tensor `(channels,)`.
-        deviation: tensor `(channels,)`.
+        mean: tensor of one number a channel.
+        deviation: tensor of one number a channel.
 
     Returns:
         Tensor of the shape of `x`.
     """
     if not _runs_as_called():
         return (x - mean) / deviation
-    mean, deviation = (each.repeat(x.shape[-2]) for each in (mean, deviation))
-    y = x.reshape(*x.shape[:-2], -1) - mean
-    return (y / deviation if y.requires_grad else y.div_(deviation)).reshape(x.shape)
+    width, channels = x.shape[-2:]
+    mean, deviation = (each.reshape(-1).repeat(width) for each in (mean, deviation))
+    return (x.reshape(*x.shape[:-2], width * channels) - mean).div_(deviation).reshape(x.shape)
 
 
 def pytorch_max_pool2d(x, size, strides, border):

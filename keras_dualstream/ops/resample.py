@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_dualstream.ops.compiler import exporting_to_litert
+from keras_dualstream.ops.constants import remembered
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.pytorch_kernels import pytorch_adaptive_average_pool2d
 
@@ -46,12 +47,16 @@ def bicubic_matrix(size, new_size, dtype):
     """
     dtype = keras.backend.standardize_dtype(dtype)
     if isinstance(new_size, int):
-        matrix = _bicubic_weights(size, np.arange(new_size), size / new_size, np)
-        return ops.convert_to_tensor(matrix, dtype=dtype)
+        return ops.convert_to_tensor(_known_bicubic_weights(size, new_size), dtype=dtype)
     exact = exact_dtype(dtype)
     scale = size / ops.cast(new_size, exact)
     matrix = _bicubic_weights(size, ops.cast(ops.arange(0, new_size, dtype="int32"), exact), scale, ops)
     return ops.cast(matrix, dtype)
+
+
+@remembered
+def _known_bicubic_weights(size, new_size):
+    return _bicubic_weights(size, np.arange(new_size), size / new_size, np)
 
 
 def _bicubic_weights(size, outputs, scale, xp):
@@ -137,11 +142,16 @@ def bilinear_matrix(size, new_size, dtype):
     """
     dtype = keras.backend.standardize_dtype(dtype)
     if isinstance(size, int) and isinstance(new_size, int):
-        return ops.convert_to_tensor(_bilinear_weights(np.arange(size), np.arange(new_size), size, new_size, np), dtype)
+        return ops.convert_to_tensor(_known_bilinear_weights(size, new_size), dtype)
     exact = exact_dtype(dtype)
     positions, outputs = (ops.cast(ops.arange(0, count, dtype="int32"), exact) for count in (size, new_size))
     weights = _bilinear_weights(positions, outputs, ops.cast(size, exact), ops.cast(new_size, exact), ops)
     return ops.cast(weights, dtype)
+
+
+@remembered
+def _known_bilinear_weights(size, new_size):
+    return _bilinear_weights(np.arange(size), np.arange(new_size), size, new_size, np)
 
 
 def _bilinear_weights(positions, outputs, size, new_size, xp):

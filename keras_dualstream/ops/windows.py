@@ -1,10 +1,9 @@
 """Maps cut into windows and put together again."""
 
-import functools
-
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.constants import remembered
 from keras_dualstream.ops.reshape import reshape
 
 # Leaves nothing of a padded key after the softmax, and is a number in float16.
@@ -151,7 +150,7 @@ def _regions(height, width, window, shift, dtype):
     return reshape(3 * rows[:, None] + columns[None], (1, height, width, 1))
 
 
-@functools.cache
+@remembered
 def relative_position_index(window_size):
     """Which entry of a table of relative positions every pair of a window's positions has.
 
@@ -165,10 +164,7 @@ def relative_position_index(window_size):
     """
     row, column, other_row, other_column = np.ogrid[(slice(window_size),) * 4]
     row_offset, column_offset = row - other_row + window_size - 1, column - other_column + window_size - 1
-    index = (row_offset * (2 * window_size - 1) + column_offset).astype("int32")
-    # The same array at every call.
-    index.setflags(write=False)
-    return index
+    return (row_offset * (2 * window_size - 1) + column_offset).astype("int32")
 
 
 def _known(*sizes):

@@ -172,3 +172,37 @@ def test_a_mistake_is_named(mistake):
     make, message = MISTAKES[mistake]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("normalization", ["layer", "batch", None])
+def test_an_embedding_activates_what_it_normalised(normalization):
+    plain, active = (
+        layers.PatchEmbedding(6, normalization=normalization, activation=activation) for activation in (None, "silu")
+    )
+    x = images(2, 7, 10, 3)
+    plain.build(x.shape)
+    active.build(x.shape)
+    active.set_weights(randomize(plain).get_weights())
+    y = to_numpy(plain(x, training=False))
+    np.testing.assert_allclose(to_numpy(active(x, training=False)), y / (1 + np.exp(-y)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", None, "silu"])
+def test_an_embedding_keeps_its_activation(activation):
+    layer = layers.PatchEmbedding(6, activation=activation)
+    restored = layers.PatchEmbedding.from_config(layer.get_config())
+    assert restored.activation is layer.activation
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="hooks are PyTorch's")
+@pytest.mark.parametrize(
+    ("normalization", "watched"), [("layer", "norm"), ("batch", "norm"), ("batch", "projection"), (None, "projection")]
+)
+def test_an_activation_leaves_what_a_hook_keeps(normalization, watched):
+    layer = layers.PatchEmbedding(6, normalization=normalization, activation="silu")
+    layer.build((2, 7, 10, 3))
+    layer.trainable = False
+    kept = []
+    getattr(layer, watched).register_forward_hook(lambda layer, arguments, y: kept.append((y, y.clone())))
+    layer(images(2, 7, 10, 3))
+    np.testing.assert_array_equal(*(to_numpy(y) for y in kept[0]))

@@ -10,7 +10,6 @@ from keras_dualstream import layers
 from keras_dualstream.layers import nested_call
 from keras_dualstream.layers.float64 import BatchNormalization
 from keras_dualstream.layers.float64 import Dense
-from keras_dualstream.layers.float64 import LayerNormalization
 
 pytestmark = pytest.mark.skipif(keras.config.backend() != "torch", reason="the other backends trace layers once")
 
@@ -175,12 +174,24 @@ def test_wrong_channels_get_keras_error():
         outer(images(7))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_what_casts_by_itself_goes_the_long_way_where_variables_are_cast(dtype, long_way):
-    """The layer around would otherwise cast a normalisation's float32 variables."""
-    outer = Outer(LayerNormalization(dtype="mixed_" + dtype), dtype="mixed_" + dtype)
-    outer(ops.cast(images(), dtype))
-    assert outer.inner in long_way
+class Reader(nested_call.NestedCall, keras.layers.Layer):
+    """A layer that does not autocast, and notes the dtype in which it reads its weight."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(shape[-1],))
+
+    def call(self, x):
+        self.read = keras.backend.standardize_dtype(self.weight.value.dtype)
+        return x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_layers_that_do_not_autocast_read_their_own_dtype(dtype, long_way):
+    """Keras lifts the scope for them, in which the layer around would cast what they read."""
+    outer = Outer(Reader(dtype=dtype, autocast=False), dtype=dtype)
+    outer(ops.cast(images(), outer.compute_dtype))
+    assert outer.inner.read == "float32"
+    assert (outer.inner in long_way) == (dtype != "float32")
 
 
 @pytest.mark.parametrize("make", [helpers.tiny_transxnet, helpers.tiny_dfvt])

@@ -112,7 +112,7 @@ def test_the_layer_computes_in_its_own_dtype(policy, float64):
         assert relative_error(y, expected(x)) < (1e-6 if policy == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 3), (1, 5, 1, 1), (2, 1, 3, 5)])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 3), (1, 5, 1, 1), (2, 1, 3, 5), (0, 2, 3, 3)])
 def test_standardization_and_its_gradient(shape, float64):
     rng = np.random.default_rng(0)
     x, weights = 255 * rng.uniform(size=shape), rng.standard_normal(shape)
@@ -126,20 +126,22 @@ def test_standardization_and_its_gradient(shape, float64):
     np.testing.assert_allclose(found, weights / deviation, atol=1e-12)
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="the others compile and map everything alike")
-def test_standardization_compiled_and_mapped():
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="the others transform and trace everything alike")
+def test_standardization_overwrites_nothing_under_transforms_and_exporters():
     import torch
 
     x = torch.from_numpy(255 * np.random.default_rng(0).uniform(size=(2, 3, 4, 3)))
-    mean, deviation = torch.tensor([100.0, 120, 110]).double(), torch.tensor([58.0, 57, 56]).double()
-    expected = (x - mean) / deviation
-    ways = [
-        torch.compile(standardization, backend="eager"),
-        torch.vmap(standardization, in_dims=(0, None, None)),
-        torch.jit.trace(standardization, (x[:1, :2, :2], mean, deviation)),
-    ]
-    for way in ways:
-        assert torch.equal(way(x, mean, deviation), expected)
+    mean, deviations = torch.tensor([100.0, 120, 110]).double(), torch.tensor([[58.0, 57, 56], [1, 2, 3]]).double()
+    y = torch.vmap(standardization, in_dims=(None, None, 0))(x, mean, deviations)
+    torch.testing.assert_close(y, (x - mean) / deviations[:, None, None, None])
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return standardization(x, mean, deviations[0])
+
+    torch.testing.assert_close(torch.compile(Module(), backend="eager", fullgraph=True)(x), y[0])
+    graph = torch.export.export(Module(), (x,)).graph
+    assert not [node for node in graph.nodes if "div_" in str(node.target)]
 
 
 @pytest.mark.parametrize("policy", ["float32", "float64"])
@@ -154,3 +156,13 @@ def test_images_are_normalized_as_by_keras(policy, float64):
     assert relative_error(found, expected) < 3e-7
     exact = (np.float64(x) - statistics["mean"]) / np.sqrt(statistics["variance"])
     assert relative_error(found, exact) < (1e-15 if policy == "float64" else 2e-7)
+
+
+def test_images_are_normalized_in_a_pipeline_of_tensorflow():
+    """As Keras' own layer does under every backend."""
+    tf = pytest.importorskip("tensorflow")
+    layer = Normalization(mean=[1.0, 2.0], variance=[4.0, 9.0])
+    layer.build((None, 2, 2, 2))
+    images = np.random.default_rng(0).uniform(0, 255, (1, 2, 2, 2)).astype("float32")
+    (found,) = tf.data.Dataset.from_tensors(images).map(layer)
+    np.testing.assert_allclose(found.numpy(), (images - [1, 2]) / [2, 3], rtol=1e-6)
