@@ -234,11 +234,10 @@ def plot(found, path):
     for axis, mode in zip(axes[0], found.modes, strict=True):
         for column in found.columns:
             plot_column(axis, found, column, mode)
-        label_models(axis, found, mode)
         axis.set(xscale="log", yscale="log", xlabel="GMACs an image", ylabel="images/s", title=mode)
         axis.grid(which="both", alpha=0.2)
-        # Room for the names above the points.
-        axis.margins(0.1)
+        # Room for the names beside the points.
+        axis.margins(0.15)
         axis.legend(fontsize=8)
     settings = found.settings
     figure.suptitle(
@@ -246,6 +245,9 @@ def plot(found, path):
         f"{settings['threads']} threads, {settings['device'].upper()}; beside the names ImageNet top-1 as published"
     )
     figure.tight_layout()
+    # At last, because where there is room depends on everything else.
+    for axis, mode in zip(axes[0], found.modes, strict=True):
+        label_models(axis, found, mode)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -266,10 +268,17 @@ def plot_column(axis, found, column, mode):
 
 
 def label_models(axis, found, mode):
-    """Each model's name and published accuracy above its fastest point."""
+    """Each model's name and published accuracy beside its fastest point, where nothing else is."""
+    from adjustText import adjust_text
+
+    texts, points = [], []
     for model in found.models:
-        speeds = [found.throughput(model, column, mode) for column in found.columns]
-        if any(speeds) and found.gmacs(model):
-            place = (found.gmacs(model), max(filter(None, speeds)))
+        speeds = list(filter(None, (found.throughput(model, column, mode) for column in found.columns)))
+        if speeds and found.gmacs(model):
+            points += [(found.gmacs(model), speed) for speed in speeds]
             text = f"{model}\n{plan.ACCURACY[model]:.1f}%"
-            axis.annotate(text, place, (0, 7), textcoords="offset points", ha="center", fontsize=7)
+            texts.append(axis.text(found.gmacs(model), max(speeds), text, ha="center", va="bottom", fontsize=7))
+    if texts:
+        x, y = zip(*points, strict=True)
+        lines = dict(arrowstyle="-", color="grey", linewidth=0.5)
+        adjust_text(texts, x, y, ax=axis, expand=(1.3, 1.4), arrowprops=lines)
