@@ -5,7 +5,7 @@ import itertools
 import keras
 from keras import ops
 
-from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
+from keras_dualstream.ops.compiler import pytorch_runs_inference
 
 
 def split_channels(x, sizes):

@@ -85,6 +85,30 @@ def compiled_by_pytorch():
     return torch.compiler.is_compiling()
 
 
+def pytorch_runs_inference():
+    """Whether PyTorch runs operations as they are called, and no backward pass follows.
+
+    So that they may write over what they are given.
+    """
+    import torch
+
+    return not torch.is_grad_enabled() and pytorch_runs_as_called()
+
+
+def pytorch_runs_as_called():
+    """Whether PyTorch runs operations as they are called, and nothing transforms or records them.
+
+    A compiler finds room for results itself; writing into a part of a map is several operations to an exporter;
+    transforms such as `torch.func.vmap` know no results with a place.
+    """
+    import torch
+
+    if compiled_by_pytorch() or torch.jit.is_tracing():
+        return False
+    # PyTorch has no public question for its transforms, nor need its compiler understand this one.
+    return not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+
+
 def watched_by_pytorch(layer):
     """Whether PyTorch does more than call a layer when it is called: runs hooks, or a compiled form of it."""
     if keras.config.backend() != "torch":

@@ -6,6 +6,7 @@ from keras import ops
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import jax_on_cpu
+from keras_dualstream.ops.compiler import pytorch_runs_inference
 from keras_dualstream.ops.float64 import is_float64
 from keras_dualstream.ops.float64 import mean as mean_of
 from keras_dualstream.ops.half_precision import is_full_precision
@@ -13,7 +14,6 @@ from keras_dualstream.ops.jax_normalization import jax_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_batch_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_group_normalization
 from keras_dualstream.ops.pytorch_kernels import pytorch_layer_normalization
-from keras_dualstream.ops.pytorch_kernels import pytorch_runs_inference
 from keras_dualstream.ops.pytorch_kernels import pytorch_scale_and_shift
 from keras_dualstream.ops.pytorch_kernels import pytorch_standardization
 from keras_dualstream.ops.tensorflow_kernels import tensorflow_batch_normalization
