@@ -1,5 +1,7 @@
 """`compile`, `fit`, `evaluate` and `predict` as users call them."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -77,6 +79,19 @@ def test_learns_from_every_kind_of_input(feed, compiled):
     assert loss < np.log(5)
     assert accuracy > 0.25
     assert model.predict(x, verbose=0).shape == (50, 5)
+
+
+def test_pytorch_trains_without_its_compiler():
+    """Which ends a training step of every family with an error."""
+    x, y = colours(5)
+    model = tiny_model(SIZE)
+    on_pytorch = keras.config.backend() == "torch"
+    warning = pytest.warns(UserWarning, match="Model doesn't support `jit_compile=True`")
+    with warning if on_pytorch else contextlib.nullcontext():
+        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
+    assert model.jit_compile is not on_pytorch
+    if on_pytorch:
+        assert np.isfinite(model.train_on_batch(x, y))
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
