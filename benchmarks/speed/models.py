@@ -136,10 +136,6 @@ class KerasModel:
 
     def training(self):
         """A step of stochastic gradient descent for each batch, with the loss on the host."""
-        if self.subject.backend == "torch-compile" and not self.model.jit_compile:
-            raise ValueError(
-                "Keras does not compile this model's training on PyTorch, as it does not support `jit_compile`"
-            )
         with self.context():
             return self._fit()
 

@@ -103,8 +103,13 @@ def groups(models, backends, modes, reference, naive):
                 # Eager first: every ratio is to it.
                 compiled = ["torch-compile"] if "torch-compile" in backends else []
                 subjects += [Subject(model, "reference", backend, mode) for backend in ["torch", *compiled]]
-            subjects += [Subject(model, PEERS.get(model, "keras_dualstream"), backend, mode) for backend in backends]
-            if naive and model in VARIANTS:
-                subjects += [Subject(model, "naive", backend, mode) for backend in backends]
-            found.append(subjects)
+            sources = [PEERS.get(model, "keras_dualstream"), *(["naive"] if naive and model in VARIANTS else [])]
+            subjects += [Subject(model, source, backend, mode) for source in sources for backend in backends]
+            found.append([subject for subject in subjects if not _is_refused(subject)])
     return found
+
+
+def _is_refused(subject):
+    """Whether this package's models do not do it: PyTorch's compiler ends their training step with an error."""
+    own = subject.source in ("keras_dualstream", "naive")
+    return own and (subject.backend, subject.mode) == ("torch-compile", "training")

@@ -18,7 +18,7 @@ class Block(NestedCall):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        # Keras warns of `jit_compile=True` and goes on without. PyTorch 2.13 compiles the models in parts and ends
+        # Keras warns of `jit_compile=True` and goes on without. PyTorch 2.13 compiles such models in parts, and ends
         # the first training step of every family with an error, about sizes that it made symbols of. Told to make none
         # it takes 109 s for DFvT-T's, whose steps then take 232 instead of 200 ms. What is exported it compiles whole.
         self.supports_jit = keras.config.backend() != "torch"

@@ -29,14 +29,13 @@ def conv2d(x, kernel, bias, strides, zeros):
         kernel = ops.convert_to_tensor(kernel)
         y = jax_conv2d(ops.convert_to_tensor(x, dtype=kernel.dtype), kernel, strides, zeros)
         return y if bias is None else y + bias
-    one_tap = tuple(kernel.shape[:2]) == (1, 1) and max(strides) > 1
     padding = "valid"
     if tuple(strides) == (1, 1) and tuple(kernel.shape[:2]) == (2 * zeros + 1,) * 2:
         padding = "same"
     elif zeros:
         x = ops.pad(x, ((0, 0), (zeros, zeros), (zeros, zeros), (0, 0)))
-    if one_tap:
-        # As in PyTorch, but in float32 too: oneDNN's gradients of every s-th position are written beyond their buffers
+    if keras.config.backend() == "tensorflow" and tuple(kernel.shape[:2]) == (1, 1) and max(strides) > 1:
+        # As on PyTorch, but in float32 too: oneDNN's gradients of every s-th position are written beyond their buffers
         # (TensorFlow 2.21, CPU with AVX-512), which ends the process later.
         x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
     y = ops.conv(x, kernel, strides, padding, data_format="channels_last")

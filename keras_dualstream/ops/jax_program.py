@@ -12,7 +12,7 @@ def apart(function):
     operations early, and the same layers in another way at each place, to be compiled each time. Nothing of that
     crosses the border of a program that is not inlined. With blocks and depthwise convolutions apart TransXNet-T,
     batch 8 at 224 × 224, predicts in 377 or 445 ms, process by process, instead of 450; its training step takes 57
-    instead of 70 s to compile, some 5% less time to run, and 1.68 instead of 2.35 GB. benchmarks/README.md has more.
+    instead of 70 s to compile, some 5% less time to run, and 1.68 instead of 2.35 GB. benchmarks/changes.md has more.
 
     Args:
         function: function of arrays, and trees of arrays, to such.
