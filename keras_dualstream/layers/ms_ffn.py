@@ -10,6 +10,7 @@ from keras_dualstream.layers.pytorch_defaults import depthwise
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.channels import parts_and_functions
 from keras_dualstream.ops.compiler import watched_by_pytorch
+from keras_dualstream.ops.pieces import in_pieces
 
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
@@ -78,6 +79,13 @@ class MSFFN(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x, training=None):
+        if training:
+            # The batch's statistics are of all samples at once. Without them TransXNet-S predicts in 734 instead of
+            # 861 ms on JAX, and T in 315 instead of 358.
+            return self._forward(x, training)
+        return in_pieces(self._forward, (*x.shape[:-1], sum(self.part_channels)), x)
+
+    def _forward(self, x, training=None):
         h = from_normalized_gelu(self._with_neighbours, self.depthwise, self.norm1, self.expand(x), training)
         y = from_normalized_gelu(self.reduce, [self.reduce], self.norm2, h, training)
         return self.norm3(y, training=training, overwrite=True)

@@ -10,6 +10,7 @@ import pytest
 from helpers import to_numpy
 
 from keras_dualstream.layers.feed_forward import FeedForward
+from keras_dualstream.layers.ms_ffn import MSFFN
 from keras_dualstream.ops import attention
 from keras_dualstream.ops import pieces
 from keras_dualstream.ops.attention import multi_head_attention
@@ -41,16 +42,18 @@ def has_loop(function, *arrays):
 SAMPLE = 5 * 7 * 8
 
 
+@pytest.mark.parametrize("layer", [FeedForward(2.0, kernel_size=3), MSFFN(2.0, scales=(1, 3))], ids=["plain", "MS-FFN"])
 @pytest.mark.parametrize(("batch", "piece"), [(2, SAMPLE), (3, SAMPLE), (6, 2 * SAMPLE)])
-def test_feed_forward(batch, piece, monkeypatch):
-    layer = FeedForward(2.0, kernel_size=3)
+def test_feed_forward(layer, batch, piece, monkeypatch):
     x = np.random.default_rng(0).standard_normal((batch, 5, 7, 4)).astype("float32")
-    layer.build(x.shape)
+    if not layer.built:
+        layer.build(x.shape)
+    count = len(layer.trainable_variables)
 
     def forward(x, *weights):
-        return layer.stateless_call(weights, [], x)[0]
+        return layer.stateless_call(weights[:count], weights[count:], x)[0]
 
-    arrays = (x, *(to_numpy(weight) for weight in layer.weights))
+    arrays = (x, *map(to_numpy, [*layer.trainable_variables, *layer.non_trainable_variables]))
     at_once = value_and_gradients(forward, *arrays)
     assert not has_loop(forward, *arrays)
     monkeypatch.setattr(pieces, "PIECE", piece)
@@ -59,6 +62,15 @@ def test_feed_forward(batch, piece, monkeypatch):
     for found, expected in zip(in_pieces[0], at_once[0], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(in_pieces[1], at_once[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_feed_forward_that_normalizes_by_the_batch_trains_at_once(monkeypatch):
+    layer = MSFFN(2.0, scales=(1, 3))
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 4)).astype("float32")
+    layer.build(x.shape)
+    monkeypatch.setattr(pieces, "PIECE", SAMPLE)
+    assert has_loop(functools.partial(layer, training=False), x)
+    assert not has_loop(functools.partial(layer, training=True), x)
 
 
 @pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (4, 1, 1, 7)])
