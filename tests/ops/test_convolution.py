@@ -83,18 +83,20 @@ def test_one_tap_reads_its_positions_before_the_kernel(monkeypatch):
     if keras.config.backend() == "torch":
         import torch
 
-        place, name = torch.nn.functional, "conv2d"
+        # The kernel's strides are its fourth argument, those of `keras.ops` the third.
+        place, name, at = torch.nn.functional, "conv2d", 3
     else:
-        place, name = ops, "conv"
+        place, name, at = ops, "conv", 2
     kernel_of_backend = getattr(place, name)
 
-    def convolve(x, *rest, **options):
-        seen.append(tuple(x.shape))
-        return kernel_of_backend(x, *rest, **options)
+    def convolve(*args, **options):
+        seen.append((tuple(args[0].shape), tuple(args[at])))
+        return kernel_of_backend(*args, **options)
 
     monkeypatch.setattr(place, name, convolve)
     x, kernel = images(2, 9, 8, 4), images(1, 1, 4, 2, seed=1)
     for strides, zeros, (height, width) in (((2, 2), 0, (5, 4)), ((3, 1), 0, (3, 8)), ((2, 2), 1, (6, 5))):
         y = conv2d(ops.convert_to_tensor(x), ops.convert_to_tensor(kernel), None, strides, zeros)
         assert relative_error(y, by_taps(x, kernel, strides, zeros)) < 1e-6
-        assert seen.pop() == ((2, 4, height, width) if keras.config.backend() == "torch" else (2, height, width, 4))
+        shape = (2, 4, height, width) if keras.config.backend() == "torch" else (2, height, width, 4)
+        assert seen.pop() == (shape, (1, 1))

@@ -42,12 +42,12 @@ def has_loop(function, *arrays):
 SAMPLE = 5 * 7 * 8
 
 
-@pytest.mark.parametrize("layer", [FeedForward(2.0, kernel_size=3), MSFFN(2.0, scales=(1, 3))], ids=["plain", "MS-FFN"])
+@pytest.mark.parametrize(("of_class", "options"), [(FeedForward, {"kernel_size": 3}), (MSFFN, {"scales": (1, 3)})])
 @pytest.mark.parametrize(("batch", "piece"), [(2, SAMPLE), (3, SAMPLE), (6, 2 * SAMPLE)])
-def test_feed_forward(layer, batch, piece, monkeypatch):
+def test_feed_forward(of_class, options, batch, piece, monkeypatch):
+    layer = of_class(2.0, **options)
     x = np.random.default_rng(0).standard_normal((batch, 5, 7, 4)).astype("float32")
-    if not layer.built:
-        layer.build(x.shape)
+    layer.build(x.shape)
     count = len(layer.trainable_variables)
 
     def forward(x, *weights):
