@@ -254,25 +254,24 @@ def quantizations():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow exports TFLite itself")
-@pytest.mark.parametrize(
-    ("quantization", "size", "tolerance"),
-    [("float16", 0.52, 0.01), ("full int8", 0.36, 0.3)],
-)
-def test_small_files_are_small_have_built_in_ops_only_and_stay_close(
-    quantization, size, tolerance, fresh_process, tmp_path
-):
+def test_small_files_are_small_have_built_in_ops_only_and_stay_close(fresh_process, tmp_path):
     model, (_, (shape,)) = small_model(**CASES["DFvT, one batch"].options), CASES["DFvT, one batch"][1:]
-    paths = [str(tmp_path / f"{name}.tflite") for name in ("large", "small")]
     signature = [keras.InputSpec(shape=shape, dtype="float32")]
-    for path, options in zip(paths, ({}, quantizations()[quantization]), strict=True):
-        model.export(path, "litert", input_signature=signature, **options)
-    large, small = (pathlib.Path(path).stat().st_size for path in paths)
-    assert small < size * large
-    used, built_in = fresh_process(export_worker.tflite_ops, paths[1])
-    assert used <= built_in
-    _, (found,) = fresh_process(export_worker.run_tflite, paths[1], [images(*shape)])
     expected = predict(model, images(*shape))
-    assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+
+    def export(name, **options):
+        path = tmp_path / f"{name}.tflite"
+        model.export(str(path), "litert", input_signature=signature, **options)
+        return path
+
+    large = export("large").stat().st_size
+    for quantization, size, tolerance in [("float16", 0.52, 0.01), ("full int8", 0.36, 0.3)]:
+        path = export(quantization, **quantizations()[quantization])
+        assert path.stat().st_size < size * large
+        used, built_in = fresh_process(export_worker.tflite_ops, str(path))
+        assert used <= built_in
+        _, (found,) = fresh_process(export_worker.run_tflite, str(path), [images(*shape)])
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
 
 
 def test_training_mode_would_show():

@@ -127,6 +127,8 @@ class OnBackbone(keras.Model):
         super().__init__()
         self.backbone = backbone
         self.pool, self.head = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)
+        self.head.build((None, backbone.output_shape[-1]))
+        self.built = True
 
     def call(self, x):
         return self.head(self.pool(self.backbone(x, training=False)))
@@ -140,7 +142,6 @@ def test_a_backbone_that_is_fine_tuned_has_no_loops_but_a_frozen_one_has(frozen,
     backbone.trainable = not frozen
     model = OnBackbone(backbone)
     x = images(1, *backbone.input_shape[1:])
-    model(x)
     trainable, moving = values_of(model)
     counts = count_loops(monkeypatch)
     jax.make_jaxpr(jax.grad(lambda values: keras.ops.sum(model.stateless_call(values, moving, x)[0])))(trainable)
@@ -355,11 +356,17 @@ def test_half_precision_goes_the_way_of_layers(monkeypatch):
 def test_a_gradient_of_single_operations_compiles_no_program(monkeypatch):
     import jax
 
-    model = tiny_transxnet(**DEEP)
-    monkeypatch.setattr(block_programs, "keeping_little", lambda function: pytest.fail("A program was made."))
-    x = images(1, 32, 40, 3)
-    gradient = jax.grad(lambda x: keras.ops.sum(model.stateless_call(*values_of(model), x)[0][:, 0]))(x)
-    assert np.abs(gradient).max() > 0
+    # One block: each operation is compiled by itself.
+    inputs = keras.Input((5, 6, 16))
+    model = FlatModel(inputs, TransXNetBlock(sr_ratio=2, scales=(1, 3))(inputs))
+    made = []
+    monkeypatch.setattr(block_programs, "keeping_little", lambda function: made.append(function) or function)
+    gradient = jax.grad(lambda x: keras.ops.sum(model.stateless_call(*values_of(model), x)[0][:, 0]))
+    x = images(1, 5, 6, 16)
+    assert np.abs(gradient(x)).max() > 0
+    assert not made
+    jax.make_jaxpr(gradient)(x)
+    assert made
 
 
 def test_a_frozen_half_precision_backbone_inside_a_model_keeps_its_weights():
