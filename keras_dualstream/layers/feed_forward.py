@@ -7,6 +7,7 @@ from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.initializers import conv_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
+from keras_dualstream.layers.recomputation import adds_losses
 from keras_dualstream.layers.recomputation import recomputed
 from keras_dualstream.layers.recomputation import recomputes
 from keras_dualstream.ops.activation import gelu
@@ -78,6 +79,9 @@ class FeedForward(NestedCall, keras.layers.Layer):
         keep_frozen(self)
 
     def call(self, x):
+        # A layer that activates may draw or add losses.
+        if isinstance(self.activation, keras.Layer) or adds_losses(self):
+            return self._forward(x)
         return in_pieces(self._forward, (*x.shape[:-1], self.expand.units), x)
 
     def _forward(self, x):

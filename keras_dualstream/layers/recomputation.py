@@ -21,6 +21,15 @@ def recomputes(x, layers):
     return is_full_precision(x.dtype) and plain and in_tensorflow_graph() and not exporting()
 
 
+def adds_losses(layer):
+    """Whether what a layer inside of another gives is regularised: a loss that no loop of JAX may hand out.
+
+    Args:
+        layer: the layer around.
+    """
+    return any(part.activity_regularizer is not None for part in layer._flatten_layers(include_self=False))
+
+
 def recomputed(function, layers, *tensors):
     """`function(*tensors)`, whose backward pass keeps no intermediate results.
 

@@ -18,6 +18,7 @@ def program_text(function, x):
     return jax.jit(lambda x: function(x) * function(x + 1)).lower(x).compile().as_text()
 
 
+@pytest.mark.optimized
 def test_xla_does_not_merge_them_with_what_is_around():
     x = np.ones((4, 8), "float32")
 

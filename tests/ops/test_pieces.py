@@ -73,6 +73,24 @@ def test_a_feed_forward_that_normalizes_by_the_batch_trains_at_once(monkeypatch)
     assert not has_loop(functools.partial(layer, training=True), x)
 
 
+@pytest.mark.parametrize(
+    ("of_class", "options", "regularizer"),
+    [
+        (FeedForward, {"activation": keras.layers.Dropout(0.5)}, None),
+        (FeedForward, {}, keras.regularizers.L2(1.0)),
+        (MSFFN, {}, keras.regularizers.L2(1.0)),
+    ],
+)
+def test_a_feed_forward_whose_parts_draw_or_add_losses_goes_at_once(of_class, options, regularizer, monkeypatch):
+    """What a loop of JAX notes cannot leave it."""
+    layer = of_class(2.0, **options)
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 4)).astype("float32")
+    layer.build(x.shape)
+    layer.reduce.activity_regularizer = regularizer
+    monkeypatch.setattr(pieces, "PIECE", SAMPLE)
+    assert not has_loop(layer, x)
+
+
 @pytest.mark.parametrize("bias_shape", [None, (1, 2, 5, 7), (4, 1, 1, 7)])
 def test_attention(bias_shape, monkeypatch):
     rng = np.random.default_rng(1)
