@@ -267,11 +267,11 @@ def test_small_files_are_small_have_built_in_ops_only_and_stay_close(fresh_proce
     large = export("large").stat().st_size
     for quantization, size, tolerance in [("float16", 0.52, 0.01), ("full int8", 0.36, 0.3)]:
         path = export(quantization, **quantizations()[quantization])
-        assert path.stat().st_size < size * large
+        assert path.stat().st_size < size * large, quantization
         used, built_in = fresh_process(export_worker.tflite_ops, str(path))
-        assert used <= built_in
+        assert used <= built_in, quantization
         _, (found,) = fresh_process(export_worker.run_tflite, str(path), [images(*shape)])
-        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < tolerance * np.linalg.norm(expected), quantization
 
 
 def test_training_mode_would_show():

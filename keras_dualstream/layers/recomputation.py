@@ -22,10 +22,10 @@ def recomputes(x, layers):
 
 
 def adds_losses(layer):
-    """Whether what a layer inside of another gives is regularised: a loss that no loop of JAX may hand out.
+    """Whether what some layer inside of a layer gives is regularised: a loss that cannot leave a loop of JAX.
 
     Args:
-        layer: the layer around.
+        layer: the layer around, whose own losses Keras adds after its call.
     """
     return any(part.activity_regularizer is not None for part in layer._flatten_layers(include_self=False))
 
