@@ -52,9 +52,13 @@ RUN_EAGERLY = keras.config.backend() == "tensorflow"
 SLOW_ON_JAX = [pytest.mark.slow] if keras.config.backend() == "jax" else []
 
 
-def slow_to_compile(test):
-    """Marks a test as one that takes XLA half a minute or more, such as several training steps."""
-    return functools.reduce(lambda marked, mark: mark(marked), SLOW_ON_JAX, test)
+def slow_on(*backends):
+    """Marks a test as one that takes half a minute or more on these backends; `make parity` runs it."""
+    return pytest.mark.slow if keras.config.backend() in backends else lambda test: test
+
+
+# For what takes XLA that long, such as several training steps.
+slow_to_compile = slow_on("jax")
 
 
 # For a test of what no backend computes: files, names, configurations.

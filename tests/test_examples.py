@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import RUN_EAGERLY
 from helpers import TINY_DFVT
-from helpers import slow_to_compile
+from helpers import slow_on
 
 import keras_dualstream
 
@@ -67,7 +67,8 @@ def run(*arguments, **environment):
     return process.returncode, process.stderr
 
 
-@slow_to_compile
+# Most of it is the export, in a process of TensorFlow on every backend.
+@slow_on("jax", "torch")
 def test_runs_from_a_folder_to_a_figure(example, photo_folder, tmp_path, capfd):
     output = tmp_path / "new" / "output"
     arguments = ["--backend", BACKEND, "--data", str(photo_folder), "--output", str(output), "--image-size", "32"]

@@ -96,8 +96,8 @@ KERAS_FILE = Cell("yes; it loads under every backend", works=("any batch",))
 EXPORTS = {
     ("tf_saved_model", "tensorflow"): Cell(
         "yes: any batch, any image size",
-        works=("any batch", "any size", "TransXNet, any size"),
-        slow=("DFvT, any size", "DS-Net, any size"),
+        works=("any size", "TransXNet, any size"),
+        slow=("any batch", "DFvT, any size", "DS-Net, any size"),
     ),
     ("tf_saved_model", "jax"): Cell(
         "yes, with TensorFlow installed: any batch, one image size, as JAX cannot compare unknown sizes",
@@ -111,8 +111,8 @@ EXPORTS = {
     ("litert", "tensorflow"): Cell(
         "yes: any batch, any image size, only built-in ops, float32, float16 or int8 "
         "([benchmarks/tflite.md](benchmarks/tflite.md)); of models in float32, as mixed precision needs Flex ops",
-        works=("any batch", "one batch", "any size", "TransXNet, any size", "on TransXNet, any batch"),
-        slow=("channels first", "DFvT, any size", "DS-Net, any size"),
+        works=("any batch", "any size", "TransXNet, any size", "on TransXNet, any batch"),
+        slow=("one batch", "channels first", "DFvT, any size", "DS-Net, any size"),
     ),
     ("litert", "jax"): Cell(
         "no: Keras has no exporter; save a `.keras` file and export it under TensorFlow",

@@ -40,7 +40,9 @@ def stage_of(model, stage):
 
 def inputs_of(model, batch):
     """Arrays of the shapes that a model takes, in float64."""
-    return keras.tree.map_structure(lambda x: images(*(size or batch for size in x.shape)).astype("float64"), model.input)
+    return keras.tree.map_structure(
+        lambda x: images(*(size or batch for size in x.shape)).astype("float64"), model.input
+    )
 
 
 def sum_of_squares(y):
@@ -67,7 +69,9 @@ def gradients_and_state(model, x):
 def note_programs(monkeypatch):
     """A list to which each program of a block, from now on, is added when it is made."""
     made = []
-    monkeypatch.setattr(block_programs, "keeping_little", lambda function: made.append(function) or keeping_little(function))
+    monkeypatch.setattr(
+        block_programs, "keeping_little", lambda function: made.append(function) or keeping_little(function)
+    )
     return made
 
 
