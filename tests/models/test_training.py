@@ -62,7 +62,7 @@ def as_generator(x, y):
 def compiled():
     """A compiled model and the weights it starts from; its training step is traced once for all tests."""
     keras.utils.set_random_seed(7)
-    model = tiny_model(SIZE, drop_path_rate=0.1)
+    model = tiny_model(SIZE, depths=(1, 1, 1, 1), drop_path_rate=0.1)
     # Ten times the rate sometimes goes up and down between epochs.
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model, [to_numpy(weight) for weight in model.weights]
@@ -99,12 +99,12 @@ def test_half_precision_trains_and_predicts_like_float32(policy):
     x, y = colours(20)
     depths = (1, 1, 1, 1)
     model = tiny_model(SIZE, depths=depths, dtype=policy, drop_path_rate=0.1)
-    # At 0.05 the loss jumps about, in float32 too, and falls by chance.
-    optimizer = keras.optimizers.SGD(0.02)
+    # With sixteen seeds the last loss is 0.71 to 0.81 of the first; with twice the rate it jumps about.
+    optimizer = keras.optimizers.SGD(0.01)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=RUN_EAGERLY)
-    losses = model.fit(x, y, batch_size=10, epochs=4, verbose=0).history["loss"]
+    losses = model.fit(x, y, batch_size=10, epochs=6, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert all(np.isfinite(to_numpy(weight)).all() for weight in model.weights)
     assert losses[-1] < losses[0]
