@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTor
 )
 def test_predictions_and_gradients_are_the_same(maker, monkeypatch):
     whole = maker(include_top=False, classes=None)
-    # Two stages, which have the forms of all four and compile in half of the time.
+    # As far as P3, which has the forms of the whole and compiles in half of the time.
     model = randomize(FlatModel(whole.input, whole.pyramid_outputs["P3"]))
     x = images(2, *model.input_shape[1:])
     weights = images(2, *model.output_shape[1:], seed=1)

@@ -15,6 +15,8 @@ from helpers import tiny_model
 from helpers import to_numpy
 from keras import ops
 
+from keras_dualstream.models.flat_model import FlatModel
+
 SIZE = (32, 32, 3)
 
 
@@ -107,7 +109,7 @@ def test_half_precision_trains_and_predicts_like_float32(policy):
     losses = model.fit(x, y, batch_size=10, epochs=6, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert all(np.isfinite(to_numpy(weight)).all() for weight in model.weights)
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     single = tiny_model(SIZE, depths=depths)
     single.set_weights([to_numpy(weight) for weight in without_seeds(model)])
     found = model.predict(x, verbose=0)
@@ -163,7 +165,7 @@ def test_stochastic_depth_is_seeded_and_only_in_training():
         keras.utils.set_random_seed(seed)
         whole = tiny_model(SIZE, drop_path_rate=0.5)
         # The second stage is the first whose blocks are dropped.
-        model = randomize(keras.Model(whole.input, whole.backbone.pyramid_outputs["P3"]))
+        model = randomize(FlatModel(whole.input, whole.backbone.pyramid_outputs["P3"]))
         np.testing.assert_array_equal(to_numpy(model(x)), to_numpy(model(x, training=False)))
         outputs.append([to_numpy(model(x, training=True)) for _ in range(2)])
     np.testing.assert_array_equal(outputs[0], outputs[1])
@@ -185,7 +187,7 @@ def test_rematerialised_blocks_learn_the_same():
 
 def test_batch_statistics_move_only_in_training():
     whole = tiny_model(SIZE)
-    model = keras.Model(whole.input, whole.backbone.pyramid_outputs["P2"])
+    model = FlatModel(whole.input, whole.backbone.pyramid_outputs["P2"])
     norm = model.get_layer("stem_norm1")
     x = images(4, *SIZE)
     model.compile("sgd", "mse", run_eagerly=RUN_EAGERLY)
