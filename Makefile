@@ -6,7 +6,7 @@ BIN := .venv/bin
 # their order, and at last some of the other's.
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-# Each on one core: PyTorch's threads wait for each other spinning, and twice as many as cores take twice the time.
+# Each on one core: PyTorch's threads wait for each other spinning; with two each, tests that train took twice as long.
 test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test parity bench lint clean

@@ -8,7 +8,6 @@ import re
 import keras
 import numpy as np
 import pytest
-from helpers import RUN_EAGERLY
 from helpers import randomize
 from helpers import read_manifest
 from published_files import write_published
@@ -35,7 +34,7 @@ def put_in_the_cache(home, monkeypatch):
 
 
 def test_snippets_run(tmp_path, monkeypatch, capsys):
-    """With one block a stage, eagerly on TensorFlow: depth and tracing take minutes, and other tests have them."""
+    """With one block a stage: depth makes the training step slow to trace, and the parity tests have it."""
     import torch
     from keras.src.applications import imagenet_utils
 
@@ -44,7 +43,6 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", {str(i): [f"n{i}", f"class {i}"] for i in range(1000)})
     shallow = functools.partial(keras_dualstream.DualViTS, depths=(1, 1, 1, 1))
     monkeypatch.setattr(keras_dualstream, "DualViTS", shallow)
-    monkeypatch.setattr(keras.Model, "compile", functools.partialmethod(keras.Model.compile, run_eagerly=RUN_EAGERLY))
     state_dict = keras_dualstream.conversion.to_torch_state_dict(randomize(shallow()))
     tensors = {name: torch.tensor(array) for name, array in state_dict.items()}
     torch.save({"state_dict": tensors, "args": argparse.Namespace(epochs=300)}, "dualvit_s_224.pth")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from helpers import images
 from helpers import randomize
-from helpers import relative_error
 from helpers import tiny_dfvt
 from helpers import tiny_dsnet
 from helpers import tiny_model
@@ -33,7 +32,7 @@ def values_of(model):
 
 
 def stage_of(model, stage):
-    """The blocks of one stage as a model, which compiles in a third of the time of the whole."""
+    """The blocks of one stage as a model, which compiles sooner than the whole."""
     blocks = [layer for layer in model.layers if layer.name.startswith(f"stage{stage}_block")]
     return randomize(FlatModel(blocks[0].input, blocks[-1].output))
 
@@ -145,7 +144,8 @@ def test_a_prediction_and_its_gradients_in_loops_are_those_of_the_layers(make, s
     monkeypatch.setattr(block_programs, "Block", ())
     y_of_layers, gradients_of_layers = predict()
     for found, expected in zip(y, y_of_layers, strict=True):
-        assert relative_error(found, expected) < 1e-12
+        # Of a map some numbers are close to zero, and their rounding that of the others.
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14 * np.abs(expected).max())
     largest = max(np.abs(gradient).max() for gradient in gradients_of_layers)
     for found, expected in zip(gradients, gradients_of_layers, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13 * largest)

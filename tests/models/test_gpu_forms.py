@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from helpers import SLOW_ON_JAX
 from helpers import gradient_function
 from helpers import images
 from helpers import randomize
 from helpers import relative_error
+from helpers import slow_to_compile
 from helpers import tiny_dfvt
 from helpers import tiny_dsnet
 from helpers import tiny_model
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTor
 
 @pytest.mark.parametrize(
     "maker",
-    [tiny_dfvt, tiny_transxnet, *(pytest.param(maker, marks=SLOW_ON_JAX) for maker in (tiny_dsnet, tiny_model))],
+    [tiny_dfvt, tiny_transxnet, *(pytest.param(maker, marks=slow_to_compile) for maker in (tiny_dsnet, tiny_model))],
 )
 def test_predictions_and_gradients_are_the_same(maker, monkeypatch):
     whole = maker(include_top=False, classes=None)
