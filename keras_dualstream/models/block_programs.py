@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
+from keras_dualstream.layers.drop_path import draw_at_once
 from keras_dualstream.layers.nested_call import get_global_attribute
 from keras_dualstream.models.graph import hands_on
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
@@ -83,6 +84,7 @@ class BlockPrograms:
         self.steps = list(steps)
         self.operation_fn = operation_fn
         self.programs = {}
+        self.drawn = None
         self.scope = None if symbolic else _scope_of_a_program()
         self.functions = set() if symbolic else _functions_of_a_graph(self.steps, operation_fn)
 
@@ -134,15 +136,26 @@ class BlockPrograms:
         weights, values = _weights(layer), self._values(layer)
         if any(value is None for value in values):
             return self.operation_fn(layer)(*args)
-        training = _is_for_training(self.operation_fn)
-        factors = [part.draw(args[0], training=training) for part in _drop_paths(layer)]
-        result, changes, losses = self._program(layer)(values, factors, args)
+        result, changes, losses = self._program(layer)(values, self._factors(layer, args[0]), args)
         for weight, value in zip(weights, changes, strict=True):
             if value is not None:
                 weight.assign(value)
         for loss in losses:
             layer.add_loss(loss)
         return result
+
+    def _factors(self, layer, x):
+        """What a block's stochastic depth draws, on JAX for all blocks of the graph when the first one asks."""
+        parts = _drop_paths(layer)
+        training = _is_for_training(self.operation_fn)
+        if not training or self.scope is None:
+            return [part.draw(x, training=training) for part in parts]
+        if self.drawn is None:
+            layers = [step.node.operation for step in self.steps if self._has_program(step.node.operation)]
+            all_parts = [part for layer in layers for part in _drop_paths(layer)]
+            self.drawn = dict(zip(map(id, all_parts), draw_at_once(all_parts, x), strict=True))
+        # A layer that a graph calls again draws anew.
+        return [self.drawn.pop(id(part), None) or part.draw(x, training=True) for part in parts]
 
     def _loop(self, nodes, args):
         """What `one_after_the_other` is to be given for the blocks of a run, `None` where they cannot be a loop."""

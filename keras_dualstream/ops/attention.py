@@ -100,7 +100,7 @@ def _attend(query, key, value, bias, dropout):
     scores = scores if bias is None else scores + ops.cast(bias, scores.dtype)
     # Keras warns of a softmax over one key, which a grid of one position has.
     weights = ops.exp(scores - scores) if scores.shape[-1] == 1 else ops.softmax(scores, axis=-1)
-    weights = weights if dropout is None else dropout(weights)
+    weights = weights if dropout is None else reshape(dropout(reshape(weights, (-1,))), ops.shape(weights))
     return weigh(ops.cast(weights, value.dtype), value)
 
 
