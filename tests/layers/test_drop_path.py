@@ -8,6 +8,7 @@ import pytest
 from helpers import to_numpy
 
 from keras_dualstream.layers import DropPath
+from keras_dualstream.layers.drop_path import draw_at_once
 from keras_dualstream.layers.drop_path import drop_path_rates
 
 
@@ -71,6 +72,22 @@ def test_what_a_layer_is_to_give_is_of_one_thread():
         assert layer.draw(x, training=True) == [None]
         (factor,) = other.submit(layer.draw, x, training=True).result()
     assert set(np.unique(to_numpy(factor))) == {0, 2}
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="other backends draw layer by layer")
+def test_layers_that_draw_at_once_draw_what_each_would():
+    x = np.ones((64, 3), "float32")
+    options = [dict(rate=0.5, seed=1), dict(rate=0.0), dict(rate=0.2, seed=2, branches=3), dict(rate=0.3, branches=2)]
+    options.append(dict(rate=0.4, seed=3, branches=3))
+    layers, alone = ([DropPath(**{"seed": 4, **each}) for each in options] for _ in range(2))
+    for _ in range(2):
+        for factors, layer in zip(draw_at_once(layers, x), alone, strict=True):
+            expected = layer.draw(x, training=True)
+            assert len(factors) == layer.branches
+            for factor, of_layer in zip(factors, expected, strict=True):
+                assert (factor is None) == (of_layer is None) == (layer.rate == 0)
+                if factor is not None:
+                    np.testing.assert_array_equal(to_numpy(factor), to_numpy(of_layer))
 
 
 def test_no_branch_at_all_is_refused():

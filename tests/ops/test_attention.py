@@ -64,6 +64,15 @@ def test_dropout_drops_weights_and_scales_the_others(dtype):
     np.testing.assert_allclose(weights[~dropped], 4 / 3, rtol=1e-6 if dtype == "float32" else 4e-3)
 
 
+def test_weights_reach_the_dropout_in_one_row():
+    """XLA writes the short axes of a draw out, to be compiled."""
+    given = []
+    query, key, value = (np.random.default_rng(0).random((2, tokens, 8)).astype("float32") for tokens in (7, 5, 5))
+    found = multi_head_attention(query, key, value, 4, dropout=lambda weights: given.append(weights.shape) or weights)
+    assert [tuple(shape) for shape in given] == [(2 * 4 * 7 * 5,)]
+    assert relative_error(found, attention_by_loop(query, key, value, 4)) < 5e-7
+
+
 def test_keeps_float64(float64):
     query, key, value = np.random.default_rng(0).standard_normal((3, 2, 6, 8))
     found = multi_head_attention(*(ops.convert_to_tensor(x) for x in (query, key, value)), num_heads=2)
