@@ -7,6 +7,7 @@ import numbers
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
@@ -56,9 +57,7 @@ class BlockPrograms:
 
     Where JAX compiles a model for a CPU, it would trace every layer anew, and
     XLA compile it anew and keep for the backward pass what it likes. The program of
-    blocks alike is traced once in a walk, and once for gradients, and keeps little
-    (`keeping_little`); where some of them drop nothing, as a model's first block,
-    once for these and once for the others.
+    alike blocks is traced once in a walk, and once for gradients, and keeps little (`keeping_little`).
 
     XLA compiles a program wherever it is called, and keeps it as often. Without training,
     alike blocks in a row are a loop: TransXNet-T is 19,500 instead of 45,300 operations,
@@ -151,11 +150,25 @@ class BlockPrograms:
         if not training or self.scope is None:
             return [part.draw(x, training=training) for part in parts]
         if self.drawn is None:
-            layers = [step.node.operation for step in self.steps if self._has_program(step.node.operation)]
-            all_parts = [part for layer in layers for part in _drop_paths(layer)]
-            self.drawn = dict(zip(map(id, all_parts), draw_at_once(all_parts, x), strict=True))
+            self.drawn = self._draw(x)
         # A layer that a graph calls again draws anew.
         return [self.drawn.pop(id(part), None) or part.draw(x, training=True) for part in parts]
+
+    def _draw(self, x):
+        """What the stochastic depth of all blocks draws, by the id of the layer.
+
+        A block that drops nothing, as a model's first, is given ones where alike blocks drop, to share their program.
+        """
+        blocks = [step.node.operation for step in self.steps if self._has_program(step.node.operation)]
+        parts = [part for block in blocks for part in _drop_paths(block)]
+        drawn = dict(zip(map(id, parts), draw_at_once(parts, x), strict=True))
+        dropping = {_signature(block): part for block in blocks for part in _drop_paths(block) if part.rate > 0}
+        for block in blocks:
+            like = dropping.get(_signature(block))
+            for part in _drop_paths(block) if like else ():
+                if part.rate == 0:
+                    drawn[id(part)] = [ops.ones_like(drawn[id(like)][0])] * part.branches
+        return drawn
 
     def _loop(self, nodes, args):
         """What `one_after_the_other` is to be given for the blocks of a run, `None` where they cannot be a loop."""
