@@ -11,9 +11,9 @@ class Block(NestedCall):
     Where JAX compiles a model of this package for a CPU, or TensorFlow predicts on one,
     alike blocks share a program: `keras_dualstream.models.block_programs`. It returns what
     `call` returns, what it assigns to the block's variables and what it adds to the losses;
-    whatever else `call` does, it does once for all of them, and may not depend on the block's
-    name. Its DropPaths draw outside of the program, each once for all its branches and as
-    many samples as the first argument has.
+    whatever else `call` does, it does once for all of them, and may depend neither on the
+    block's name nor on the rate of its stochastic depth. Its DropPaths draw outside of the
+    program, each once for all its branches and as many samples as the first argument has.
     """
 
     def __init__(self, **kwargs):

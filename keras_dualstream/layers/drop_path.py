@@ -80,13 +80,18 @@ class DropPath(NestedCall, keras.layers.Layer):
         Returns:
             List of one tensor `(batch,)`, or `None` where nothing is dropped, per branch.
         """
-        if GIVEN and (threading.get_ident(), id(self)) in GIVEN:
+        if self.is_given:
             return GIVEN[threading.get_ident(), id(self)]
         if not training or self.rate == 0:
             return [None] * self.branches
         # float32 whatever the policy: bfloat16 has only 128 numbers in [0.5, 1).
         noise = keras.random.uniform((self.branches, ops.shape(x)[0]), dtype="float32", seed=self.seed_generator)
         return list(ops.unstack(ops.where(noise < self.rate, 0.0, 1.0 / (1.0 - self.rate)), self.branches))
+
+    @property
+    def is_given(self):
+        """Whether `draw` gives what was drawn elsewhere, in this thread."""
+        return bool(GIVEN) and (threading.get_ident(), id(self)) in GIVEN
 
     @contextlib.contextmanager
     def giving(self, factors):
@@ -117,28 +122,30 @@ class DropPath(NestedCall, keras.layers.Layer):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed, "branches": self.branches}
 
 
-def draw_at_once(drop_paths, x):
+def draw_at_once(drop_paths, batch):
     """What `DropPath.draw` of each of several layers gives in training, drawn at once on JAX.
 
-    Of the code that XLA makes of TransXNet-T's training step the draws of its 17 blocks were a thirteenth.
+    Of the code that XLA makes of TransXNet-T's training step the draws of its blocks were a thirteenth. A layer that
+    drops nothing, as that of a model's first block, gives ones where another drops, so that alike blocks can share
+    a program.
 
     Args:
-        drop_paths: list of `DropPath`.
-        x: tensor `(batch, ...)`.
+        drop_paths: list of distinct `DropPath`, none of which is given what to draw.
+        batch: int. How many samples each is given.
 
     Returns:
-        List of what `draw` gives.
+        List of lists of factors, one per branch.
     """
-    drawn = {id(layer): [None] * layer.branches for layer in drop_paths}
-    for branches in sorted({layer.branches for layer in drop_paths}):
-        layers = [layer for layer in drop_paths if layer.rate > 0 and layer.branches == branches]
-        if layers:
-            noise = uniform_of_each([layer.seed_generator.next() for layer in layers], (branches, x.shape[0]))
-            rates = np.reshape([layer.rate for layer in layers], (-1, 1, 1))
-            factors = ops.where(noise < rates.astype("float32"), 0.0, 1.0 / (1.0 - rates))
-            for layer, of_layer in zip(layers, ops.unstack(factors), strict=True):
-                drawn[id(layer)] = list(ops.unstack(of_layer))
-    return [drawn[id(layer)] for layer in drop_paths]
+    dropping = [layer for layer in drop_paths if layer.rate > 0]
+    drawn = {}
+    for branches in sorted({layer.branches for layer in dropping}):
+        layers = [layer for layer in dropping if layer.branches == branches]
+        noise = uniform_of_each([layer.seed_generator.next() for layer in layers], (branches, batch))
+        rates = np.reshape([layer.rate for layer in layers], (-1, 1, 1))
+        factors = ops.unstack(ops.where(noise < rates.astype("float32"), 0.0, 1.0 / (1.0 - rates)))
+        drawn.update({id(layer): list(ops.unstack(of)) for layer, of in zip(layers, factors, strict=True)})
+    of_others = ops.ones_like(drawn[id(dropping[0])][0]) if dropping else None
+    return [drawn.get(id(layer), [of_others] * layer.branches) for layer in drop_paths]
 
 
 def drop_path_rates(rate, depths):

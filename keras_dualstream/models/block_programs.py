@@ -82,7 +82,7 @@ class BlockPrograms:
     def __init__(self, steps, operation_fn, symbolic):
         self.steps = list(steps)
         self.operation_fn = operation_fn
-        self.programs = {}
+        self.programs, self.signatures = {}, {}
         self.drawn = None
         self.scope = None if symbolic else _scope_of_a_program()
         self.functions = set() if symbolic else _functions_of_a_graph(self.steps, operation_fn)
@@ -107,7 +107,7 @@ class BlockPrograms:
         if self.scope is None or _is_for_training(self.operation_fn) or not hands_on(last, step):
             return False
         layers = last.node.operation, step.node.operation
-        if not all(map(_is_plain, layers)) or _signature(layers[0]) != _signature(layers[1]):
+        if not all(map(_is_plain, layers)) or self._signature(layers[0]) != self._signature(layers[1]):
             return False
         return sum(math.prod(weight.shape) for weight in _weights(layers[0])) <= WEIGHTS_IN_LOOP
 
@@ -130,13 +130,10 @@ class BlockPrograms:
         return keras.tree.flatten(self._call_one(nodes[-1].operation, args, kwargs))
 
     def _call_one(self, layer, args, kwargs):
-        if kwargs or not self._has_program(layer):
+        if not self._is_called_as_program(layer, kwargs):
             return self.operation_fn(layer)(*args, **kwargs)
-        weights, values = _weights(layer), self._values(layer)
-        if any(value is None for value in values):
-            return self.operation_fn(layer)(*args)
-        result, changes, losses = self._program(layer)(values, self._factors(layer, args[0]), args)
-        for weight, value in zip(weights, changes, strict=True):
+        result, changes, losses = self._program(layer)(self._values(layer), self._factors(layer, args[0]), args)
+        for weight, value in zip(_weights(layer), changes, strict=True):
             if value is not None:
                 weight.assign(value)
         for loss in losses:
@@ -147,28 +144,23 @@ class BlockPrograms:
         """What a block's stochastic depth draws, on JAX for all blocks of the graph when the first one asks."""
         parts = _drop_paths(layer)
         training = _is_for_training(self.operation_fn)
-        if not training or self.scope is None:
+        if not training or self.scope is None or not parts:
             return [part.draw(x, training=training) for part in parts]
+        batch = ops.shape(x)[0]
         if self.drawn is None:
-            self.drawn = self._draw(x)
-        # A layer that a graph calls again draws anew.
-        return [self.drawn.pop(id(part), None) or part.draw(x, training=True) for part in parts]
+            self.drawn = batch, self._draw(batch)
+        drawn = self.drawn[1] if batch == self.drawn[0] else {}
+        return [drawn.get(id(part)) or part.draw(x, training=True) for part in parts]
 
-    def _draw(self, x):
-        """What the stochastic depth of all blocks draws, by the id of the layer.
-
-        A block that drops nothing, as a model's first, is given ones where alike blocks drop, to share their program.
-        """
-        blocks = [step.node.operation for step in self.steps if self._has_program(step.node.operation)]
-        parts = [part for block in blocks for part in _drop_paths(block)]
-        drawn = dict(zip(map(id, parts), draw_at_once(parts, x), strict=True))
-        dropping = {_signature(block): part for block in blocks for part in _drop_paths(block) if part.rate > 0}
-        for block in blocks:
-            like = dropping.get(_signature(block))
-            for part in _drop_paths(block) if like else ():
-                if part.rate == 0:
-                    drawn[id(part)] = [ops.ones_like(drawn[id(like)][0])] * part.branches
-        return drawn
+    def _draw(self, batch):
+        """What the stochastic depth of all blocks draws, by the id of the layer."""
+        nodes = [step.node for step in self.steps]
+        blocks = [x.operation for x in nodes if self._is_called_as_program(x.operation, x.arguments.kwargs)]
+        parts = [part for block in blocks for part in _drop_paths(block) if not part.is_given]
+        # What a graph calls again draws again.
+        calls = collections.Counter(map(id, parts))
+        parts = [part for part in parts if calls[id(part)] == 1]
+        return dict(zip(map(id, parts), draw_at_once(parts, batch), strict=True))
 
     def _loop(self, nodes, args):
         """What `one_after_the_other` is to be given for the blocks of a run, `None` where they cannot be a loop."""
@@ -186,20 +178,28 @@ class BlockPrograms:
         state = keras.tree.flatten(args)[: len(nodes[0].outputs)]
         return (call, values, state) if is_a_step(call, values[0], state) else None
 
+    def _is_called_as_program(self, layer, kwargs):
+        return not kwargs and self._has_program(layer) and all(value is not None for value in self._values(layer))
+
     def _has_program(self, layer):
         if self.scope is None and not self.functions:
             return False
-        return _is_plain(layer) and (self.scope is not None or _signature(layer) in self.functions)
+        return _is_plain(layer) and (self.scope is not None or self._signature(layer) in self.functions)
 
     def _values(self, layer):
         weights = _weights(layer)
         return [weight.value if self.scope is None else self.scope.get_current_value(weight) for weight in weights]
 
     def _program(self, layer):
-        signature = _signature(layer)
+        signature = self._signature(layer)
         if signature not in self.programs:
             self.programs[signature] = _program(layer, self.operation_fn(layer), self.scope)
         return self.programs[signature]
+
+    def _signature(self, layer):
+        if id(layer) not in self.signatures:
+            self.signatures[id(layer)] = _signature(layer)
+        return self.signatures[id(layer)]
 
 
 def _scope_of_a_program():
@@ -246,6 +246,8 @@ def _is_plain(layer):
         # What a program keeps, it keeps of what `keras.remat` would compute again, too.
         and getattr(part, "_remat_mode", None) is None
         and not getattr(part, "remat", False)
+        # It would draw in its own way outside of the program, and then inside.
+        and not (isinstance(part, DropPath) and type(part).draw is not DropPath.draw)
         for part in layer._flatten_layers()
     )
 

@@ -15,6 +15,7 @@ from helpers import tiny_transxnet
 from helpers import to_numpy
 
 from keras_dualstream.layers.block import Block
+from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.transxnet_block import TransXNetBlock
 from keras_dualstream.models import block_programs
 from keras_dualstream.models.flat_model import FlatModel
@@ -98,6 +99,72 @@ def test_gradients_statistics_and_draws_are_those_of_the_layers(make, stage, mon
         np.testing.assert_allclose(of_programs, of_layers, rtol=1e-9, atol=1e-13 * largest)
     for of_programs, of_layers in zip(programs[1], layers[1], strict=True):
         np.testing.assert_allclose(of_programs, of_layers, rtol=1e-12)
+
+
+class Dropping(Block, keras.layers.Layer):
+    """A residual branch that is dropped."""
+
+    def __init__(self, drop_path, **kwargs):
+        super().__init__(**kwargs)
+        self.drop_path = drop_path
+
+    def call(self, x, training=None):
+        return x + self.drop_path.drop(x, self.drop_path.draw(x, training=training)[0])
+
+
+class OfOwnDraws(DropPath):
+    def draw(self, x, training=None):
+        return [3 * factor for factor in super().draw(x, training=training)] if training else [None]
+
+
+def called_again(x):
+    block = Dropping(DropPath(0.5, seed=1))
+    return Dropping(DropPath(0.4, seed=2))(block(block(x)))
+
+
+def of_one_drop_path(x):
+    drop_path = DropPath(0.5, seed=1)
+    return Dropping(drop_path)(Dropping(drop_path)(Dropping(DropPath(0.4, seed=2))(x)))
+
+
+def told_to_train(x):
+    return Dropping(DropPath(0.5, seed=1))(Dropping(DropPath(0.4, seed=2))(x), training=True)
+
+
+def drawing_in_its_own_way(x):
+    return Dropping(DropPath(0.5, seed=1))(Dropping(OfOwnDraws(0.4, seed=2))(x))
+
+
+def outputs_and_seeds(model, x):
+    """What two training steps give and draw."""
+    import jax
+
+    step = jax.jit(lambda moving, x: model.stateless_call([], moving, x, training=True))
+    moving, outputs = values_of(model)[1], []
+    for _ in range(2):
+        y, moving = step(moving, x)
+        outputs.append(y)
+    return [np.asarray(array) for array in [*outputs, *moving]]
+
+
+@pytest.mark.parametrize("connect", [called_again, of_one_drop_path, told_to_train, drawing_in_its_own_way])
+def test_graphs_of_any_kind_draw_what_their_layers_would(connect, monkeypatch):
+    x = keras.Input((3,))
+    model = FlatModel(x, connect(x))
+    made = note_programs(monkeypatch)
+    programs = outputs_and_seeds(model, np.ones((16, 3), "float32"))
+    assert made
+    monkeypatch.setattr(block_programs, "Block", ())
+    for of_programs, of_layers in zip(programs, outputs_and_seeds(model, np.ones((16, 3), "float32")), strict=True):
+        np.testing.assert_array_equal(of_programs, of_layers)
+
+
+def test_blocks_of_another_batch_drop_each_of_its_samples_for_itself():
+    x, one = keras.Input((3,)), keras.Input(batch_shape=(1, 3))
+    first = Dropping(DropPath(0.5, seed=1))(one)
+    model = FlatModel([one, x], Dropping(DropPath(0.5, seed=2))(x + 0 * first))
+    y, _ = outputs_and_seeds(model, [np.ones((1, 3), "float32"), np.ones((64, 3), "float32")])[:2]
+    assert set(np.unique(y)) == {1, 3}
 
 
 def loops_of(model, monkeypatch, **kwargs):
