@@ -84,7 +84,7 @@ STAGES = [(tiny_transxnet, 2), (dropping_dsnet, 2), (tiny_model, 2), (tiny_model
 
 
 # TransXNet's first block drops nothing, and shares its program with the second, which does.
-@pytest.mark.parametrize(("make", "stage"), [(tiny_dfvt, 1), (tiny_transxnet, 1), *STAGES])
+@pytest.mark.parametrize(("make", "stage"), [(tiny_dfvt, 1), (tiny_transxnet, 1), *STAGES[1:]])
 def test_gradients_statistics_and_draws_are_those_of_the_layers(make, stage, monkeypatch, float64):
     model = stage_of(make(depths=(2, 2, 2, 2), drop_path_rate=0.3, dtype=float64), stage)
     x = inputs_of(model, batch=4)
