@@ -3,16 +3,17 @@
 import collections
 import contextlib
 import math
-import numbers
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_dualstream.layers.block import Block
 from keras_dualstream.layers.drop_path import DropPath
 from keras_dualstream.layers.drop_path import draw_at_once
 from keras_dualstream.layers.nested_call import get_global_attribute
+from keras_dualstream.models.block_signature import drop_paths_of
+from keras_dualstream.models.block_signature import signature_of
+from keras_dualstream.models.block_signature import weights_of
 from keras_dualstream.models.graph import hands_on
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
 from keras_dualstream.ops.compiler import exporting
@@ -26,27 +27,6 @@ from keras_dualstream.ops.jax_program import only_traced
 from keras_dualstream.ops.jax_recomputation import keeping_little
 from keras_dualstream.ops.tensorflow_program import tensorflow_program
 
-# The attributes in which layers that share a program may differ: names, and what Keras notes or makes for each.
-OF_ONE = {"name", "_path", "_parent_path", "_called", "build", "quantize"}
-# And those of Keras and of this package, whose rates and seeds say what is drawn outside of a program, or made for it.
-DRAWN = {"drop_path_rate", "seed"}
-DRAWN_BY_DROP_PATH = {"rate", "seed_generator"}
-# What Keras notes of every layer beside what it computes. TensorFlow's notes begin with `_self_`.
-NOTED = {
-    *("_auto_config", "_build_shapes_dict", "_call_context_args", "_call_has_context_arg", "_call_signature"),
-    *("_dtype_policy", "_inbound_nodes", "_input_spec", "_layers", "_loss_ids", "_losses", "_losses_override"),
-    *("_metrics", "_non_trainable_variables", "_outbound_nodes", "_seed_generators", "_tracked", "_tracker"),
-    "_trainable_variables",
-}
-# Objects that say nothing of what a layer computes from its weights, or are looked at by themselves.
-LOOKED_AT = (
-    keras.Layer,
-    keras.Variable,
-    keras.initializers.Initializer,
-    keras.regularizers.Regularizer,
-    keras.constraints.Constraint,
-    keras.random.SeedGenerator,
-)
 # Numbers in a block's weights up to which a loop over blocks copies them: with the 2.6 million of TransXNet-S' last
 # stage it takes 15 MB less and predicts at most 1.5% slower, with DualViT-L's 3.7 million 3%.
 WEIGHTS_IN_LOOP = 3 * 2**20
@@ -109,7 +89,7 @@ class BlockPrograms:
         layers = last.node.operation, step.node.operation
         if not all(map(_is_plain, layers)) or self._signature(layers[0]) != self._signature(layers[1]):
             return False
-        return sum(math.prod(weight.shape) for weight in _weights(layers[0])) <= WEIGHTS_IN_LOOP
+        return sum(math.prod(weight.shape) for weight in weights_of(layers[0])) <= WEIGHTS_IN_LOOP
 
     def call(self, nodes, args, kwargs):
         """Calls the layer of a node, or those of a run: each on what the one before gives, and the other arguments.
@@ -133,7 +113,7 @@ class BlockPrograms:
         if not self._is_called_as_program(layer, kwargs):
             return self.operation_fn(layer)(*args, **kwargs)
         result, changes, losses = self._program(layer)(self._values(layer), self._factors(layer, args[0]), args)
-        for weight, value in zip(_weights(layer), changes, strict=True):
+        for weight, value in zip(weights_of(layer), changes, strict=True):
             if value is not None:
                 weight.assign(value)
         for loss in losses:
@@ -142,7 +122,7 @@ class BlockPrograms:
 
     def _factors(self, layer, x):
         """What a block's stochastic depth draws, on JAX for all blocks of the graph when the first one asks."""
-        parts = _drop_paths(layer)
+        parts = drop_paths_of(layer)
         training = _is_for_training(self.operation_fn)
         if not training or self.scope is None or not parts:
             return [part.draw(x, training=training) for part in parts]
@@ -156,7 +136,7 @@ class BlockPrograms:
         """What the stochastic depth of all blocks draws, by the id of the layer."""
         nodes = [step.node for step in self.steps]
         blocks = [x.operation for x in nodes if self._is_called_as_program(x.operation, x.arguments.kwargs)]
-        parts = [part for block in blocks for part in _drop_paths(block) if not part.is_given]
+        parts = [part for block in blocks for part in drop_paths_of(block) if not part.is_given]
         # What a graph calls again draws again.
         calls = collections.Counter(map(id, parts))
         parts = [part for part in parts if calls[id(part)] == 1]
@@ -166,7 +146,7 @@ class BlockPrograms:
         """What `one_after_the_other` is to be given for the blocks of a run, `None` where they cannot be a loop."""
         block = nodes[0].operation
         program = self._program(block)
-        factors = [part.draw(args[0], training=False) for part in _drop_paths(block)]
+        factors = [part.draw(args[0], training=False) for part in drop_paths_of(block)]
 
         def call(values, state):
             result, *others = program(values, factors, _with_first(args, state))
@@ -187,7 +167,7 @@ class BlockPrograms:
         return _is_plain(layer) and (self.scope is not None or self._signature(layer) in self.functions)
 
     def _values(self, layer):
-        weights = _weights(layer)
+        weights = weights_of(layer)
         return [weight.value if self.scope is None else self.scope.get_current_value(weight) for weight in weights]
 
     def _program(self, layer):
@@ -198,7 +178,7 @@ class BlockPrograms:
 
     def _signature(self, layer):
         if id(layer) not in self.signatures:
-            self.signatures[id(layer)] = _signature(layer)
+            self.signatures[id(layer)] = signature_of(layer)
         return self.signatures[id(layer)]
 
 
@@ -217,7 +197,7 @@ def _functions_of_a_graph(steps, operation_fn):
     if get_global_attribute is None or not predicted_by_tensorflow() or _is_for_training(operation_fn):
         return set()
     layers = [step.node.operation for step in steps]
-    counts = collections.Counter(_signature(layer) for layer in layers if _is_plain(layer))
+    counts = collections.Counter(signature_of(layer) for layer in layers if _is_plain(layer))
     return {signature for signature, count in counts.items() if count > 1}
 
 
@@ -254,7 +234,7 @@ def _is_plain(layer):
 
 def _program(block, call, outer_scope):
     """The function of a block of any values of its weights and any factors of its stochastic depth."""
-    weights = _weights(block)
+    weights = weights_of(block)
 
     def compute(values, factors, args):
         scope = keras.StatelessScope(collect_losses=True)
@@ -264,7 +244,7 @@ def _program(block, call, outer_scope):
         for weight, value in zip(weights, values, strict=True):
             scope.add_update((weight, value))
         with scope, contextlib.ExitStack() as stack:
-            for part, drawn in zip(_drop_paths(block), factors, strict=True):
+            for part, drawn in zip(drop_paths_of(block), factors, strict=True):
                 stack.enter_context(part.giving(drawn))
             result = call(*args)
         after = [scope.get_current_value(weight) for weight in weights]
@@ -276,50 +256,3 @@ def _program(block, call, outer_scope):
 def _with_first(args, tensors):
     """Arguments, the first of them replaced."""
     return keras.tree.pack_sequence_as(args, [*tensors, *keras.tree.flatten(args)[len(tensors) :]])
-
-
-def _drop_paths(layer):
-    return [part for part in layer._flatten_layers() if isinstance(part, DropPath)]
-
-
-def _weights(layer):
-    """A block's variables but for the seeds of its stochastic depth, which is drawn outside of its program."""
-    seeds = {id(part.seed_generator.state) for part in _drop_paths(layer) if part.seed_generator is not None}
-    return [variable for variable in layer.variables if id(variable) not in seeds]
-
-
-def _signature(layer):
-    """Everything by which the programs of two blocks could differ, beside names, values and rates.
-
-    Not their configs, for which Keras imports TensorFlow.
-    """
-    parts = [
-        (type(part), part.compute_dtype, part.variable_dtype, _attributes(part)) for part in layer._flatten_layers()
-    ]
-    weights = [(weight.shape, weight.dtype, weight.trainable) for weight in _weights(layer)]
-    return repr((parts, weights))
-
-
-def _attributes(layer):
-    """What a layer's attributes say."""
-    of_one = OF_ONE | NOTED
-    if type(layer).__module__.partition(".")[0] in ("keras", "keras_dualstream"):
-        of_one |= DRAWN | (DRAWN_BY_DROP_PATH if isinstance(layer, DropPath) else set())
-    return {
-        key: _said(value, key)
-        for key, value in sorted(vars(layer).items())
-        if key not in of_one and not key.startswith("_self_")
-    }
-
-
-def _said(value, key=None):
-    """What a number, text or array says, or a tree of these; of anything else which it is, but of a layer's parts."""
-    if isinstance(value, list | tuple | dict):
-        return [_said(x) for x in (value.items() if isinstance(value, dict) else value)]
-    if isinstance(value, np.ndarray):
-        return value.shape, value.dtype.str, hash(value.tobytes())
-    if isinstance(value, numbers.Number | str | None):
-        return value
-    if isinstance(value, LOOKED_AT) and key != "activity_regularizer":
-        return type(value)
-    return id(value)
