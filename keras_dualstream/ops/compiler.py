@@ -52,17 +52,25 @@ def in_a_step_on_tensorflow():
     return in_tensorflow_graph() and _called_from(TENSORFLOW_TRAINER)
 
 
+def in_tensorflow_graph_without_gradient():
+    """Whether TensorFlow's own CPU kernels will run the operations that follow, as a graph under no gradient tape."""
+    if not in_tensorflow_graph() or not tensorflow_on_cpu():
+        return False
+    from tensorflow.python.eager import record
+
+    return not record.could_possibly_record()
+
+
 def predicted_by_tensorflow():
     """Whether `predict` or `evaluate` traces the operations that follow, for TensorFlow's own CPU kernels.
 
     Not where several devices share the work, nor under a gradient tape.
     """
-    if not in_a_step_on_tensorflow() or not tensorflow_on_cpu():
+    if not in_tensorflow_graph_without_gradient() or not _called_from(TENSORFLOW_TRAINER):
         return False
     import tensorflow as tf
-    from tensorflow.python.eager import record
 
-    return not tf.distribute.has_strategy() and not record.could_possibly_record()
+    return not tf.distribute.has_strategy()
 
 
 def _has_gpu():

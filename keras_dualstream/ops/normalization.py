@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import converting_jax_to_tensorflow
+from keras_dualstream.ops.compiler import in_tensorflow_graph_without_gradient
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.compiler import pytorch_runs_inference
 from keras_dualstream.ops.float64 import is_float64
@@ -57,8 +58,10 @@ def batch_normalization(x, mean, variance, gamma, beta, epsilon, overwrite=False
         if overwrite and pytorch_runs_inference():
             return pytorch_scale_and_shift(x, *scale_and_shift_of(mean, variance, gamma, beta, epsilon), out=x)
         return pytorch_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
-    if _has_tensorflow_kernel(x):
+    if _has_tensorflow_kernel(x) and not in_tensorflow_graph_without_gradient():
         return tensorflow_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
+    # In a graph TensorFlow writes a product and a sum over `x`, and its kernel into new memory, which the system clears
+    # page by page: without it TransXNet-T and S predict in 0.84 of the time.
     return _by_channel(x, mean, variance, gamma, beta, epsilon)
 
 

@@ -11,6 +11,7 @@ from helpers import relative_error
 
 from keras_dualstream.layers.float64 import LayerNormalization
 from keras_dualstream.layers.float64 import Normalization
+from keras_dualstream.ops.normalization import batch_normalization as batch_normalization_by_statistics
 from keras_dualstream.ops.normalization import batch_normalization_of_batch
 from keras_dualstream.ops.normalization import batch_normalization_of_gelu
 from keras_dualstream.ops.normalization import group_normalization
@@ -76,6 +77,38 @@ def test_without_scale_and_shift(normalize, float64):
     axes = (3,) if normalize is layer_normalization else (0, 1, 2)
     found = normalize(keras.ops.convert_to_tensor(x, dtype=float64), None, None, EPSILON)
     assert relative_error(found, exact(x, 1.0, 0.0, axes)) < 1e-13
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="only TensorFlow's kernel takes new memory")
+def test_given_statistics_take_tensorflows_kernel_for_gradients_alone():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x, variance = rng.standard_normal((2, 3, 4, 5)), rng.uniform(size=5)
+    mean, gamma, beta = rng.standard_normal((3, 5))
+    arrays = [array.astype("float32") for array in (x, mean, variance, gamma, beta)]
+    expected = (x - mean) / np.sqrt(variance + EPSILON) * gamma + beta
+
+    def predict(x, *others):
+        return batch_normalization_by_statistics(x, *others, EPSILON)
+
+    def differentiate(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors[0])
+            y = predict(*tensors)
+        return y, tape.gradient(y, tensors[0])
+
+    signature = [tf.TensorSpec((None, *array.shape[1:]) if array.ndim > 1 else array.shape) for array in arrays]
+    for function, takes_kernel in ((predict, False), (differentiate, True)):
+        graph = tf.function(function).get_concrete_function(*signature)
+        kinds = {node.type for node in graph.graph.get_operations()}
+        assert ("FusedBatchNormV3" in kinds) == takes_kernel
+        results = graph(*map(tf.constant, arrays))
+        y, *gradients = results if takes_kernel else [results]
+        assert relative_error(y, expected) < 1e-6
+        for gradient in gradients:
+            slope = gamma / np.sqrt(variance + EPSILON)
+            assert relative_error(gradient, np.broadcast_to(slope, x.shape)) < 1e-6
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="only JAX' gradients are written out and differentiable")
