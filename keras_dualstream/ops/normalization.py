@@ -60,8 +60,8 @@ def batch_normalization(x, mean, variance, gamma, beta, epsilon, overwrite=False
         return pytorch_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
     if _has_tensorflow_kernel(x) and not in_tensorflow_graph_without_gradient():
         return tensorflow_batch_normalization(x, gamma, beta, epsilon, mean, variance)[0]
-    # In a graph TensorFlow writes a product and a sum over `x`, and its kernel into new memory, which the system clears
-    # page by page: without it TransXNet-T and S predict in 0.84 of the time.
+    # In a graph TensorFlow writes a product and a sum over `x` where nothing else reads it, and its kernel into new
+    # memory, which the system clears page by page: without it TransXNet-T and S predict in 0.84 of the time.
     return _by_channel(x, mean, variance, gamma, beta, epsilon)
 
 
