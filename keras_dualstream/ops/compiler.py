@@ -66,7 +66,7 @@ def predicted_by_tensorflow():
 
     Not where several devices share the work, nor under a gradient tape.
     """
-    if not in_tensorflow_graph_without_gradient() or not _called_from(TENSORFLOW_TRAINER):
+    if not in_tensorflow_graph_without_gradient() or not in_a_step_on_tensorflow():
         return False
     import tensorflow as tf
 
