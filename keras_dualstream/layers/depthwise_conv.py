@@ -22,6 +22,8 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
         padding: `"valid"`, `"same"`, or the zeros on every side as PyTorch has
             them: an int, a pair `(rows, columns)` or `((top, bottom), (left, right))`.
             Defaults to `"valid"`.
+        residual: bool. Whether the input is added to the result, before the activation; it must have its shape.
+            Defaults to `False`.
         *args: the other arguments of `keras.layers.DepthwiseConv2D`, in its order.
         **kwargs: the same by name.
 
@@ -33,8 +35,9 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
         Tensor with `channels · depth_multiplier` channels.
 
     Raises:
-        ValueError: if an argument has none of the values above, or the map is
-            smaller than the kernel.
+        ValueError: if an argument has none of the values above, the map is
+            smaller than the kernel, or the result of `residual` has another
+            shape than the input.
 
     Example:
 
@@ -43,10 +46,19 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
     (1, 3, 4, 4)
     """
 
-    def __init__(self, kernel_size, strides=(1, 1), padding="valid", *args, **kwargs):
+    def __init__(self, kernel_size, strides=(1, 1), padding="valid", *args, residual=False, **kwargs):
         explicit = None if isinstance(padding, str) else _zeros(padding)
         super().__init__(kernel_size, strides, "valid" if explicit else padding, *args, **kwargs)
         self.padding = explicit or self.padding
+        self.residual = residual
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if self.residual and self.compute_output_shape(input_shape) != tuple(input_shape):
+            raise ValueError(
+                "With `residual` the result must have the shape of the input. "
+                f"Received: input shape {tuple(input_shape)}, result {self.compute_output_shape(input_shape)}"
+            )
 
     def call(self, inputs):
         outputs = self.convolve(inputs, self.kernel, self.bias)
@@ -62,6 +74,7 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
             bias=bias,
+            residual=self.residual,
         )
 
     def compute_output_shape(self, input_shape):
@@ -80,6 +93,9 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
                         f"Received: input shape {tuple(input_shape)}"
                     )
         return tuple(shape)
+
+    def get_config(self):
+        return {**super().get_config(), "residual": self.residual}
 
 
 def _zeros(padding):

@@ -102,7 +102,7 @@ class DSBlock(Block, keras.layers.Layer):
         self.local_to_global = local_to_global
         self.global_to_local = global_to_local
         policy = self.dtype_policy
-        self.position = depthwise(3, "position", policy)
+        self.position = depthwise(3, "position", policy, residual=True)
         self.norm1 = batch_normalization("norm1", policy)
         self.propagation = IntraScalePropagation(
             num_heads,
@@ -159,7 +159,7 @@ class DSBlock(Block, keras.layers.Layer):
 
     def call(self, x, training=None):
         factors = self.drop_path.draw(x, training=training)
-        x = x + self.position(x)
+        x = self.position(x)
         y = self.input_projection(self.norm1(x, training=training))
         x_local, x_global = self.propagation(y, training=training)
         if self.alignment is not None:

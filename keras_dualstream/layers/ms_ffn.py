@@ -13,6 +13,8 @@ from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.layers.recomputation import adds_losses
 from keras_dualstream.ops.channels import parts_and_functions
 from keras_dualstream.ops.compiler import watched_by_pytorch
+from keras_dualstream.ops.depthwise import convolves_parts_at_once
+from keras_dualstream.ops.depthwise import depthwise_conv2d_of_parts
 from keras_dualstream.ops.pieces import in_pieces
 
 
@@ -95,6 +97,8 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return self.norm3(y, training=training, overwrite=True)
 
     def _with_neighbours(self, h):
+        if convolves_parts_at_once(h) and not adds_losses(self):
+            return depthwise_conv2d_of_parts(h, *zip(*((x.kernel, x.bias) for x in self.depthwise), strict=True))
         # A hook may keep what a convolution was given.
         overwrite = not any(watched_by_pytorch(layer) for layer in self.depthwise)
         return parts_and_functions(h, self.part_channels, self.depthwise, overwrite)

@@ -157,7 +157,7 @@ class OSRA(NestedCall, keras.layers.Layer):
             self.refine_norm = batch_normalization("refine_norm", policy)
             for layer in (self.reduce, self.reduce_norm, self.refine, self.refine_norm):
                 layer.build(map_shape)
-        self.local = depthwise(3, "local", policy)
+        self.local = depthwise(3, "local", policy, residual=True)
         for layer in (self.query, self.key_value, self.local):
             layer.build(map_shape)
         keep_frozen(self)
@@ -167,7 +167,7 @@ class OSRA(NestedCall, keras.layers.Layer):
         if self.sr_ratio > 1:
             y = gelu(normalized(self.reduce_norm, self.reduce, x, training))
             y = normalized(self.refine_norm, self.refine, y, training)
-        y = y + self.local(y)
+        y = self.local(y)
         key, value = ops.split(map_to_tokens(self.key_value(y)), 2, axis=-1)
         query = map_to_tokens(self.query(x))
         tokens = position_biased_attention(query, key, value, self.num_heads, position_bias, remat=bool(training))

@@ -78,7 +78,7 @@ class TransXNetBlock(Block, keras.layers.Layer):
         self.position_encoding = position_encoding
         self.mixer_options = dict(mixer_options or {})
         options = {"dtype": self.dtype_policy}
-        self.encoding = depthwise(7, "encoding", self.dtype_policy) if position_encoding else None
+        self.encoding = depthwise(7, "encoding", self.dtype_policy, residual=True) if position_encoding else None
         self.norm1 = GroupNormalization(name="norm1", **options)
         self.mixer = DMixer(num_heads, sr_ratio, name="mixer", **self.mixer_options, **options)
         self.scale1 = LayerScale(layer_scale_init_value, use_bias=True, name="scale1", **options)
@@ -98,7 +98,7 @@ class TransXNetBlock(Block, keras.layers.Layer):
     def call(self, x, position_bias=None, training=None):
         factors = self.drop_path.draw(x, training=training)
         if self.encoding is not None:
-            x = x + self.encoding(x)
+            x = self.encoding(x)
         branch = self.mixer(self.norm1(x), position_bias, training=training)
         x = x + self.drop_path.drop(self.scale1(branch), factors[0])
         branch = self.feed_forward(self.norm2(x), training=training)

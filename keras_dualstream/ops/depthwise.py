@@ -13,16 +13,25 @@ from keras import ops
 
 from keras_dualstream.ops.compiler import compiled_by_xla
 from keras_dualstream.ops.compiler import exporting_to_litert
+from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.compiler import tensorflow_on_cpu
 from keras_dualstream.ops.compiler import xla_on_cpu
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.half_precision import for_sums
 from keras_dualstream.ops.pytorch_kernels import pytorch_conv2d
 from keras_dualstream.ops.shifted_products import shifted_products
+from keras_dualstream.ops.shifted_products import shifted_products_of_parts
 
 
 def depthwise_conv2d(
-    x, kernel, strides=(1, 1), padding="valid", dilation_rate=(1, 1), data_format="channels_last", bias=None
+    x,
+    kernel,
+    strides=(1, 1),
+    padding="valid",
+    dilation_rate=(1, 1),
+    data_format="channels_last",
+    bias=None,
+    residual=False,
 ):
     """Depthwise convolution, `y[i, j, c] = Σ_uv x[i + u, j + v, c] · kernel[u, v, c] + bias[c]`.
 
@@ -37,6 +46,7 @@ def depthwise_conv2d(
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `"channels_last"`.
         bias: float tensor `(channels · multiplier,)`. Defaults to `None`.
+        residual: bool. Whether to add `x`, which then has the shape of the result. Defaults to `False`.
 
     Returns:
         Tensor with `channels · multiplier` channels.
@@ -45,6 +55,8 @@ def depthwise_conv2d(
         ValueError: if `padding` is another string.
     """
     _check_padding(padding)
+    if residual and not _adds_inside(kernel.shape, data_format):
+        return x + depthwise_conv2d(x, kernel, strides, padding, dilation_rate, data_format, bias)
     if keras.config.backend() == "torch":
         return _by_pytorch(x, kernel, strides, padding, dilation_rate, data_format, bias)
     # On a CPU TensorFlow's XLA would take long to sum the gradient of the kernel: `shifted_products` knows how.
@@ -52,9 +64,42 @@ def depthwise_conv2d(
         return _by_product(x, kernel, data_format, bias)
     # TensorFlow's kernel has one stride for both axes.
     if xla_on_cpu() or (keras.config.backend() == "tensorflow" and strides[0] != strides[1]):
-        return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias)
+        return _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias, residual)
     y = _by_kernel(x, kernel, strides, padding, dilation_rate, data_format)
     return y if bias is None else y + _per_channel(bias, data_format)
+
+
+def _adds_inside(kernel_shape, data_format):
+    """Whether the input is added in the program of the convolution: on JAX' CPU, where there is one.
+
+    Outside of it XLA computes the upstream gradient again to add it: with the input added inside TransXNet-T's training
+    step on JAX is a tenth less code to compile.
+    """
+    return jax_on_cpu() and data_format == "channels_last" and tuple(kernel_shape[:2]) != (1, 1)
+
+
+def depthwise_conv2d_of_parts(x, kernels, biases):
+    """`x` and a depthwise convolution of each part of its channels, the map keeping its size: `[x_k + DW_k(x_k)]`.
+
+    Where `convolves_parts_at_once(x)`.
+
+    Args:
+        x: float tensor `(batch, height, width, channels)`.
+        kernels: sequence of float tensors `(kernel_height, kernel_width, channels of the part, 1)`.
+        biases: sequence of float tensors `(channels of the part,)`.
+
+    Returns:
+        Tensor of the shape of `x`.
+    """
+    kernels = [ops.convert_to_tensor(kernel) for kernel in kernels]
+    zeros = [_zeros(ops.shape(x)[1:3], kernel.shape, (1, 1), "same", (1, 1)) for kernel in kernels]
+    taps = [ops.reshape(kernel, kernel.shape[:3]) for kernel in kernels]
+    return shifted_products_of_parts(x, taps, zeros, [ops.convert_to_tensor(bias) for bias in biases])
+
+
+def convolves_parts_at_once(x):
+    """Whether `depthwise_conv2d_of_parts` takes `x`: on JAX' CPU."""
+    return jax_on_cpu() and ops.is_tensor(x)
 
 
 def _per_channel(weights, data_format):
@@ -127,7 +172,7 @@ def _check_padding(padding):
         raise ValueError(f"`padding` must be 'valid', 'same' or the zeros of each side. Received: padding={padding!r}")
 
 
-def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias):
+def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias, residual):
     """`depthwise_conv2d` by shifted products: channels last, and each channel as often as it has kernels."""
     if data_format == "channels_first":
         x = ops.transpose(x, (0, 2, 3, 1))
@@ -137,7 +182,7 @@ def _by_shifts(x, kernel, strides, padding, dilation_rate, data_format, bias):
     taps = ops.reshape(kernel, (height, width, channels * multiplier))
     zeros = _zeros(ops.shape(x)[1:3], kernel.shape, strides, padding, dilation_rate)
     bias = bias if bias is None else ops.convert_to_tensor(bias)
-    y = shifted_products(x, taps, strides, zeros, dilation_rate, bias)
+    y = shifted_products(x, taps, strides, zeros, dilation_rate, bias, residual)
     return ops.transpose(y, (0, 3, 1, 2)) if data_format == "channels_first" else y
 
 

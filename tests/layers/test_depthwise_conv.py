@@ -27,12 +27,33 @@ def test_equals_keras(options):
     found, _ = ours(x), keras_own(x)
     keras_own.set_weights(ours.get_weights())
     assert relative_error(found, keras_own(x)) < 1e-6
-    assert ours.get_config().keys() == keras_own.get_config().keys()
+    assert ours.get_config().keys() == {*keras_own.get_config(), "residual"}
 
 
 def test_takes_its_arguments_in_the_order_of_keras():
     ours, keras_own = DepthwiseConv2D(3, (1, 1), "same", 2), keras.layers.DepthwiseConv2D(3, (1, 1), "same", 2)
-    assert {**ours.get_config(), "name": ""} == {**keras_own.get_config(), "name": ""}
+    assert {**ours.get_config(), "name": ""} == {**keras_own.get_config(), "name": "", "residual": False}
+
+
+@pytest.mark.parametrize("padding", ["same", 1])
+def test_a_residual_is_added_before_the_activation(padding):
+    x = images(2, 9, 12, 4)
+    options = {"padding": padding, "data_format": "channels_last", "bias_initializer": "random_normal"}
+    layer = DepthwiseConv2D(3, activation="relu", residual=True, **options)
+    restored, plain = DepthwiseConv2D.from_config(layer.get_config()), DepthwiseConv2D(3, **options)
+    found, _, _ = layer(x), restored(x), plain(x)
+    for other in (restored, plain):
+        other.set_weights(layer.get_weights())
+    expected = np.maximum(to_numpy(x) + to_numpy(plain(x)), 0)
+    assert relative_error(found, expected) < 1e-6
+    assert relative_error(restored(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("options", [{"strides": 2, "padding": "same"}, {}, {"padding": "same", "depth_multiplier": 2}])
+def test_a_residual_of_another_shape_is_named(options):
+    layer = DepthwiseConv2D(3, data_format="channels_last", residual=True, **options)
+    with pytest.raises(ValueError, match=r"`residual` .* shape of the input. Received: input shape \(1, 8, 9, 4\), result"):
+        layer.build((1, 8, 9, 4))
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])

@@ -113,9 +113,10 @@ def test_a_normalisation_overwrites_only_where_it_may():
             np.testing.assert_array_equal(to_numpy(given), to_numpy(found) if overwritten else x)
 
 
-def test_activity_regularizers_of_normalisations_count():
+def test_activity_regularizers_of_layers_inside_count():
     layer = MSFFN(2.0, (1, 3))
     layer.build((None, 3, 4, 6))
-    layer.norm1.activity_regularizer = layer.norm3.activity_regularizer = keras.regularizers.L2(1.0)
+    for inner in (layer.norm1, layer.depthwise[1], layer.norm3):
+        inner.activity_regularizer = keras.regularizers.L2(1.0)
     layer(images(2, 3, 4, 6), training=False)
-    assert len(layer.losses) == 2
+    assert len(layer.losses) == 3

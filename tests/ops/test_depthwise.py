@@ -8,6 +8,7 @@ import pytest
 from helpers import Convolution
 from helpers import gradient_function
 from helpers import gradients_by_differences
+from helpers import gradients_of
 from helpers import relative_error
 from helpers import to_numpy
 from keras import ops
@@ -15,6 +16,7 @@ from keras import ops
 from keras_dualstream.ops import compiler
 from keras_dualstream.ops import depthwise
 from keras_dualstream.ops.depthwise import depthwise_conv2d
+from keras_dualstream.ops.depthwise import depthwise_conv2d_of_parts
 from keras_dualstream.ops.depthwise import dynamic_depthwise_conv2d
 
 pytestmark = pytest.mark.optimized
@@ -176,6 +178,59 @@ def test_half_precision_sums_in_single(dtype):
     ):
         assert keras.backend.standardize_dtype(found.dtype) == dtype
         assert relative_error(ops.cast(found, "float32"), exact) < unit
+
+
+SIZE_KEEPING = [((7, 10), (3, 3), (1, 1)), ((9, 8), (4, 2), (1, 1)), ((5, 6), (7, 7), (2, 1)), ((6, 5), (1, 1), (1, 1))]
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(("size", "kernel_size", "dilation_rate"), SIZE_KEEPING)
+def test_a_residual_adds_the_input(size, kernel_size, dilation_rate, data_format):
+    rng = np.random.default_rng(0)
+    shape = (2, *size, 3) if data_format == "channels_last" else (2, 3, *size)
+    x, kernel, bias = (rng.standard_normal(s).astype("float32") for s in (shape, (*kernel_size, 3, 1), (3,)))
+    weights = rng.standard_normal(shape).astype("float32")
+
+    def convolve(x, kernel, bias, residual=True):
+        return depthwise_conv2d(x, kernel, (1, 1), "same", dilation_rate, data_format, bias, residual)
+
+    def sum_outside(x, kernel, bias):
+        return x + convolve(x, kernel, bias, residual=False)
+
+    tensors = [ops.convert_to_tensor(array) for array in (x, kernel, bias)]
+    assert relative_error(convolve(*tensors), sum_outside(*tensors)) < 1e-6
+    found, expected = (gradients_of(f, weights, (x, kernel, bias), "float32") for f in (convolve, sum_outside))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert relative_error(ours, theirs) < 1e-6
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="the others convolve part by part")
+@pytest.mark.parametrize(("dtype", "unit"), [("float32", 1e-6), ("float16", 2**-10), ("bfloat16", 2**-7)])
+@pytest.mark.parametrize("sizes", [(3,), (1, 2), (2, 3, 1)])
+def test_parts_at_once_are_one_convolution_each(sizes, dtype, unit):
+    rng = np.random.default_rng(0)
+    x, weights = rng.random((2, 2, 7, 6, sum(sizes))).astype("float32")
+    kernels = [rng.random((2 * i + 1, 2 * i + 1, size, 1)).astype("float32") / 9 for i, size in enumerate(sizes)]
+    biases = [rng.random(size).astype("float32") for size in sizes]
+    arrays = [np.asarray(ops.cast(ops.cast(array, dtype), "float32")) for array in (x, *kernels, *biases)]
+
+    def at_once(x, *others):
+        return depthwise_conv2d_of_parts(x, others[: len(sizes)], others[len(sizes) :])
+
+    def part_by_part(x, *others):
+        parts = ops.split(x, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+        kernels, biases = others[: len(sizes)], others[len(sizes) :]
+        convolved = (depthwise_conv2d(*each, padding="same") for each in zip(parts, kernels, strict=True))
+        sums = [part + y + bias for part, y, bias in zip(parts, convolved, biases, strict=True)]
+        return ops.concatenate(sums, axis=-1)
+
+    exact = part_by_part(*map(ops.convert_to_tensor, arrays))
+    found = at_once(*(ops.cast(array, dtype) for array in arrays))
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert relative_error(ops.cast(found, "float32"), exact) < unit
+    expected = gradients_of(part_by_part, weights, arrays, "float32")
+    for ours, theirs in zip(gradients_of(at_once, weights, arrays, dtype), expected, strict=True):
+        assert relative_error(ops.cast(ours, "float32"), theirs) < 2 * unit
 
 
 def test_a_multiplier_gives_each_channel_several():
