@@ -52,7 +52,7 @@ def test_a_residual_is_added_before_the_activation(padding):
 @pytest.mark.parametrize("options", [{"strides": 2, "padding": "same"}, {}, {"padding": "same", "depth_multiplier": 2}])
 def test_a_residual_of_another_shape_is_named(options):
     layer = DepthwiseConv2D(3, data_format="channels_last", residual=True, **options)
-    with pytest.raises(ValueError, match=r"`residual` .* shape of the input. Received: input shape \(1, 8, 9, 4\), result"):
+    with pytest.raises(ValueError, match=r"`residual` .* of the input. Received: input shape \(1, 8, 9, 4\), result"):
         layer.build((1, 8, 9, 4))
 
 
