@@ -1,11 +1,8 @@
 """Functions that XLA compiles apart from what is around them."""
 
 import contextlib
-import contextvars
 
 from keras_dualstream.ops.compiler import jax_on_cpu
-
-_INSIDE = contextvars.ContextVar("inside of a program that is apart", default=False)
 
 
 def apart(function):
@@ -27,13 +24,9 @@ def apart(function):
     from jax.experimental.xla_metadata import set_xla_metadata
 
     def inlining(*args):
-        token = _INSIDE.set(True)
-        try:
-            # What JAX itself compiles apart inside, such as `jax.numpy.pad`, is not meant.
-            with set_xla_metadata(inlineable=None):
-                return function(*args)
-        finally:
-            _INSIDE.reset(token)
+        # What JAX itself compiles apart inside, such as `jax.numpy.pad`, is not meant.
+        with set_xla_metadata(inlineable=None):
+            return function(*args)
 
     program = jax.jit(inlining)
 
@@ -43,11 +36,6 @@ def apart(function):
             return program(*args)
 
     return call
-
-
-def inside_of_a_program():
-    """Whether JAX traces a function of `apart`."""
-    return _INSIDE.get()
 
 
 def one_after_the_other(function, choices, state):

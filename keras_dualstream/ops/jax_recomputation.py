@@ -4,11 +4,10 @@ import functools
 
 from keras_dualstream.ops.compiler import jax_on_cpu
 from keras_dualstream.ops.jax_program import apart
-from keras_dualstream.ops.jax_program import inside_of_a_program
 
 
 def after(upstream, x):
-    """`x`, but not before the upstream gradient is there, or what is computed of it alone before its program's turn.
+    """`x`, but not before the upstream gradient is there.
 
     XLA finds what a backward pass computes from the forward pass' arrays alone to be
     ready before, computes it early, and keeps it until it is needed; on CPU it has no
@@ -17,8 +16,7 @@ def after(upstream, x):
     makes it wait. Early came normalised maps, windows of convolutions, transposed tokens,
     and statistics repeated to the size of the map: without these the buffer of DFvT-T's
     training step is 203 instead of 357 MB, which the system clears page by page at every
-    step, and the step takes a sixth less time. A program of its own (`apart`) waits by itself for what it is given,
-    and is a twentieth less for XLA to compile without these numbers in each of its fusions.
+    step, and the step takes a sixth less time.
 
     Args:
         upstream: float array of any shape.
@@ -32,8 +30,6 @@ def after(upstream, x):
 
     if not jax_on_cpu():
         return lax.optimization_barrier(x)
-    if inside_of_a_program():
-        return x
     # A sum of one number, or of none where there is none.
     return x + (0 * jnp.sum(upstream[(slice(1),) * upstream.ndim])).astype(x.dtype)
 

@@ -4,10 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dualstream.ops import compiler
 from keras_dualstream.ops.activation import gelu
 from keras_dualstream.ops.jax_program import apart
-from keras_dualstream.ops.jax_recomputation import after
 from keras_dualstream.ops.jax_recomputation import keep
 from keras_dualstream.ops.jax_recomputation import keeping_little
 
@@ -88,17 +86,3 @@ def test_what_is_kept_is_rounded_only_where_it_changes(mantissa_bits, expected):
     assert str(forward).count("reduce_precision[") == expected
     given, plain = (jax.jit(jax.grad(loss(f)))(x) for f in (keeping_little(function), function))
     np.testing.assert_allclose(given, plain, rtol=1e-6)
-
-
-@pytest.mark.optimized
-def test_a_program_of_its_own_waits_for_its_upstream_gradient_without_being_told(monkeypatch):
-    import jax
-
-    def text(function):
-        return str(jax.make_jaxpr(function)(np.ones(3, "float32"), np.ones((2, 2), "float32")))
-
-    assert " mul " in text(after)
-    assert " mul " not in text(apart(after))
-    assert " mul " in text(after)
-    monkeypatch.setattr(compiler, "_has_gpu", lambda: True)
-    assert "optimization_barrier" in text(apart(lambda *arrays: after(*arrays)))
