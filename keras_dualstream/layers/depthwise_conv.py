@@ -13,8 +13,8 @@ from keras_dualstream.ops.depthwise import depthwise_conv2d
 class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`, with explicit padding beside Keras' own.
 
-    Same arguments, weights and results; how it is computed depends on the
-    backend and its compiler, up to 30 times faster.
+    Same arguments, weights and results, but for `padding` and `residual`; how
+    it is computed depends on the backend and its compiler, up to 30 times faster.
 
     Args:
         kernel_size: int or pair of int.
@@ -22,10 +22,10 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
         padding: `"valid"`, `"same"`, or the zeros on every side as PyTorch has
             them: an int, a pair `(rows, columns)` or `((top, bottom), (left, right))`.
             Defaults to `"valid"`.
-        residual: bool. Whether the input is added to the result, before the activation; it must have its shape.
-            Defaults to `False`.
         *args: the other arguments of `keras.layers.DepthwiseConv2D`, in its order.
-        **kwargs: the same by name.
+        residual: bool, by name. Whether the input is added to the result, before
+            the activation. The result must have its shape. Defaults to `False`.
+        **kwargs: Keras' other arguments by name.
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`, or
@@ -52,13 +52,24 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
         self.padding = explicit or self.padding
         self.residual = residual
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        if self.residual and self.compute_output_shape(input_shape) != tuple(input_shape):
+        if not isinstance(residual, bool):
+            raise ValueError(f"`residual` must be a bool. Received: residual={residual!r}")
+        if residual and not self._keeps_shapes():
             raise ValueError(
-                "With `residual` the result must have the shape of the input. "
-                f"Received: input shape {tuple(input_shape)}, result {self.compute_output_shape(input_shape)}"
+                "With `residual` the result must have the shape of the input: strides and `depth_multiplier` of 1, and "
+                "`padding` 'same' or as many zeros as the kernel reaches. "
+                f"Received: kernel_size={kernel_size!r}, strides={strides!r}, padding={padding!r}, "
+                f"depth_multiplier={self.depth_multiplier}"
             )
+
+    def _keeps_shapes(self):
+        """Whether results have the shapes of inputs, whatever their sizes."""
+        reaches = [(taps - 1) * rate for taps, rate in zip(self.kernel_size, self.dilation_rate, strict=True)]
+        if isinstance(self.padding, str):
+            zeros = reaches if self.padding == "same" else [0, 0]
+        else:
+            zeros = [sum(sides) for sides in self.padding]
+        return tuple(self.strides) == (1, 1) and self.depth_multiplier == 1 and zeros == reaches
 
     def call(self, inputs):
         outputs = self.convolve(inputs, self.kernel, self.bias)

@@ -39,5 +39,8 @@ def _can_fold(norm, convolution, x):
     tensors = (x, ops.convert_to_tensor(convolution.kernel))
     dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
     dtypes |= {convolution.compute_dtype, norm.compute_dtype}
+    if getattr(convolution, "residual", False):
+        # The input that it adds would not be scaled.
+        return False
     watched = watched_by_pytorch(norm) or watched_by_pytorch(convolution)
     return dtypes in ({"float32"}, {"float64"}) and convolution.quantization_mode is None and not watched

@@ -4,6 +4,7 @@ import functools
 
 import keras
 
+from keras_dualstream.layers.depthwise_conv import DepthwiseConv2D
 from keras_dualstream.layers.freezing import keep_frozen
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.normalized_gelu import from_normalized_gelu
@@ -97,7 +98,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return self.norm3(y, training=training, overwrite=True)
 
     def _with_neighbours(self, h):
-        if convolves_parts_at_once(h) and not adds_losses(self):
+        if convolves_parts_at_once(h) and all(map(_only_convolves, self.depthwise)):
             return depthwise_conv2d_of_parts(h, *zip(*((x.kernel, x.bias) for x in self.depthwise), strict=True))
         # A hook may keep what a convolution was given.
         overwrite = not any(watched_by_pytorch(layer) for layer in self.depthwise)
@@ -108,3 +109,9 @@ class MSFFN(NestedCall, keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "mlp_ratio": self.mlp_ratio, "scales": self.scales}
+
+
+def _only_convolves(layer):
+    """Whether the layer's weights are all that its call depends on, and its result all that it gives."""
+    plain = type(layer) is DepthwiseConv2D and "call" not in vars(layer)
+    return plain and layer.activation is keras.activations.linear and layer.activity_regularizer is None

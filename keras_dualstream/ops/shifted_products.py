@@ -34,7 +34,8 @@ def shifted_products(x, taps, strides, zeros, dilation_rate, bias=None, residual
         zeros: `((top, bottom), (left, right))`, the zeros around `x`.
         dilation_rate: pair of int.
         bias: float tensor `(channels,)`. Defaults to `None`.
-        residual: bool. Whether to add `x`, which then has the shape of the result. Defaults to `False`.
+        residual: bool, on JAX alone. Whether to add `x`, which then has the shape of the result.
+            Defaults to `False`.
 
     Returns:
         Tensor `(batch, new_height, new_width, channels)`.
@@ -43,16 +44,15 @@ def shifted_products(x, taps, strides, zeros, dilation_rate, bias=None, residual
     if keras.config.backend() == "jax":
         return _on_jax((geometry,), residual)(x, (taps,), (bias,))
     y = _with_gradients(*geometry)(x, taps)
-    y = y if bias is None else y + bias
-    return x + y if residual else y
+    return y if bias is None else y + bias
 
 
 def shifted_products_of_parts(x, taps, zeros, biases):
     """`shifted_products` of consecutive parts of the channels, and the input added to them, on JAX.
 
     As one program: XLA has whole maps to write for it instead of each part's by a kernel of its own, which computes
-    what stands before it again. A first training step of TransXNet-T compiles a tenth faster with it and with
-    residuals inside of programs.
+    what stands before it again. With it and with residuals inside of programs it compiles TransXNet-T's training step
+    in 0.86 to 0.92 of the CPU time; its buffer is 641 instead of 608 MB.
 
     Args:
         x: float array `(batch, height, width, channels)`.

@@ -49,11 +49,20 @@ def test_a_residual_is_added_before_the_activation(padding):
     assert relative_error(restored(x), expected) < 1e-6
 
 
-@pytest.mark.parametrize("options", [{"strides": 2, "padding": "same"}, {}, {"padding": "same", "depth_multiplier": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"strides": 2, "padding": "same"}, {}, {"padding": (1, 0)}, {"padding": "same", "depth_multiplier": 2}],
+)
 def test_a_residual_of_another_shape_is_named(options):
-    layer = DepthwiseConv2D(3, data_format="channels_last", residual=True, **options)
-    with pytest.raises(ValueError, match=r"`residual` .* of the input. Received: input shape \(1, 8, 9, 4\), result"):
-        layer.build((1, 8, 9, 4))
+    with pytest.raises(
+        ValueError, match="`residual` the result must have the shape.* Received: kernel_size=3, strides="
+    ):
+        DepthwiseConv2D(3, data_format="channels_last", residual=True, **options)
+
+
+def test_a_residual_that_is_no_bool_is_named():
+    with pytest.raises(ValueError, match="`residual` must be a bool. Received: residual='yes'"):
+        DepthwiseConv2D(3, padding="same", residual="yes")
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])

@@ -18,6 +18,9 @@ CONVOLUTIONS = {
     "linear": lambda **options: Dense(6, **options),
     "convolution": lambda **options: Conv2D(6, 3, strides=2, zeros=1, **options),
     "depthwise": lambda **options: DepthwiseConv2D(3, padding="same", data_format="channels_last", **options),
+    "residual": lambda **options: DepthwiseConv2D(
+        3, padding="same", data_format="channels_last", residual=True, **options
+    ),
     "two kernels": lambda **options: DepthwiseConv2D(
         3, padding=1, depth_multiplier=2, data_format="channels_last", **options
     ),

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_dualstream import layers
 from keras_dualstream.ops import position_bias
+from keras_dualstream.ops.depthwise import depthwise_conv2d
 
 CHANNELS = 16
 
@@ -118,6 +119,47 @@ def test_every_choice_of_scales_has_its_parameters(scales):
     depthwise = sum(channels * (size**2 + 1) for channels, size in zip(parts, scales, strict=True))
     assert parameters(layer) == 2 * 16 * 32 + depthwise + 2 * (32 + 32 + 16)
     assert compiled(layer)(images(1, 8, 10, CHANNELS)).shape == (1, 8, 10, CHANNELS)
+
+
+def convolved(layer, x):
+    return to_numpy(depthwise_conv2d(x, layer.kernel, padding="same", bias=layer.bias))
+
+
+def test_a_block_adds_its_position_encoding():
+    block = built(layers.TransXNetBlock(2, 2, 2.0))
+    for scale in (block.scale1, block.scale2):
+        scale.set_weights([np.zeros(CHANNELS)] * 2)
+    x = images(2, 8, 10, CHANNELS)
+    assert relative_error(compiled(block)(x), x + convolved(block.encoding, x)) < 1e-6
+
+
+def test_keys_and_values_are_of_a_map_and_its_local_refinement():
+    """The values of one position are what its attention gives."""
+    layer = built(layers.OSRA(2, 1))
+    x = images(2, 1, 1, CHANNELS)
+    y = x + convolved(layer.local, x)
+    value = (y @ to_numpy(layer.key_value.kernel) + to_numpy(layer.key_value.bias))[..., CHANNELS:]
+    assert relative_error(compiled(layer)(x), value) < 1e-5
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="the others convolve part by part")
+def test_parts_are_convolved_at_once(monkeypatch):
+    layer = built(layers.MSFFN(2.0, (1, 3)))
+    monkeypatch.setattr(layers.DepthwiseConv2D, "call", lambda *_, **__: pytest.fail("A part is convolved alone."))
+    layer(images(1, 8, 10, CHANNELS))
+
+
+@pytest.mark.parametrize("change", ["activation", "call"])
+def test_what_a_user_changes_in_a_part_counts(change):
+    layer, x = built(layers.MSFFN(2.0, (1, 3))), images(1, 8, 10, CHANNELS)
+    before = to_numpy(layer(x))
+    part = layer.depthwise[1]
+    if change == "activation":
+        part.activation = keras.activations.relu
+    else:
+        call = part.call
+        part.call = lambda *args, **kwargs: 2 * call(*args, **kwargs)
+    assert relative_error(layer(x), before) > 1e-4
 
 
 def test_blocks_without_position_encoding_have_no_weights_for_it():
