@@ -11,7 +11,7 @@ from keras_dualstream.ops.depthwise import depthwise_conv2d
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`, with explicit padding beside Keras' own.
+    """`keras.layers.DepthwiseConv2D` on `ops.depthwise.depthwise_conv2d`, and with explicit padding and residuals.
 
     Same arguments, weights and results, but for `padding` and `residual`; how
     it is computed depends on the backend and its compiler, up to 30 times faster.
@@ -51,7 +51,6 @@ class DepthwiseConv2D(NestedCall, ConstantsOnHost, keras.layers.DepthwiseConv2D)
         super().__init__(kernel_size, strides, "valid" if explicit else padding, *args, **kwargs)
         self.padding = explicit or self.padding
         self.residual = residual
-
         if not isinstance(residual, bool):
             raise ValueError(f"`residual` must be a bool. Received: residual={residual!r}")
         if residual and not self._keeps_shapes():

@@ -39,8 +39,7 @@ def _can_fold(norm, convolution, x):
     tensors = (x, ops.convert_to_tensor(convolution.kernel))
     dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
     dtypes |= {convolution.compute_dtype, norm.compute_dtype}
-    if getattr(convolution, "residual", False):
-        # The input that it adds would not be scaled.
-        return False
+    # An input that the convolution adds would not be scaled.
+    plain = convolution.quantization_mode is None and not getattr(convolution, "residual", False)
     watched = watched_by_pytorch(norm) or watched_by_pytorch(convolution)
-    return dtypes in ({"float32"}, {"float64"}) and convolution.quantization_mode is None and not watched
+    return dtypes in ({"float32"}, {"float64"}) and plain and not watched

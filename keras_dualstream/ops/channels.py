@@ -31,6 +31,18 @@ def split_channels(x, sizes):
     return ops.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
+def join_channels(parts):
+    """The tensor whose consecutive channels `split_channels` gave.
+
+    Args:
+        parts: sequence of tensors `(..., size)`.
+
+    Returns:
+        Tensor `(..., channels)`.
+    """
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
+
+
 def parts_and_functions(x, sizes, functions, overwrite=False):
     """Each part of the channels and a function of it, `[x_k + f_k(x_k)]`.
 
@@ -55,4 +67,4 @@ def parts_and_functions(x, sizes, functions, overwrite=False):
         return x
     # Not the sum of all parts at once, for which XLA keeps `x` as well: 29 MB in a prediction of TransXNet-S.
     sums = [part + function(part) for function, part in pairs]
-    return sums[0] if len(sums) == 1 else ops.concatenate(sums, axis=-1)
+    return join_channels(sums)

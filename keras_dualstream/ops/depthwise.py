@@ -46,7 +46,8 @@ def depthwise_conv2d(
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `"channels_last"`.
         bias: float tensor `(channels · multiplier,)`. Defaults to `None`.
-        residual: bool. Whether to add `x`, which then has the shape of the result. Defaults to `False`.
+        residual: bool. Whether to add `x`, which must have the shape of the result, `x[i, j, c] + y[i, j, c]`.
+            Defaults to `False`.
 
     Returns:
         Tensor with `channels · multiplier` channels.
@@ -81,7 +82,7 @@ def _adds_inside(kernel_shape, data_format):
 def depthwise_conv2d_of_parts(x, kernels, biases):
     """`x` and a depthwise convolution of each part of its channels, the map keeping its size: `[x_k + DW_k(x_k)]`.
 
-    Where `convolves_parts_at_once(x)`.
+    Only where `convolves_parts_at_once(x)` holds.
 
     Args:
         x: float tensor `(batch, height, width, channels)`.

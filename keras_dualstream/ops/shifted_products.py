@@ -1,12 +1,16 @@
 """Depthwise convolution as one shifted product per tap, for XLA."""
 
 import functools
-import itertools
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.channels import join_channels
+from keras_dualstream.ops.channels import split_channels
+from keras_dualstream.ops.counted_loop import repeat
+from keras_dualstream.ops.counted_loop import slice_at
+from keras_dualstream.ops.counted_loop import slice_update_at
 from keras_dualstream.ops.float64 import exact_dtype
 from keras_dualstream.ops.jax_program import apart
 from keras_dualstream.ops.jax_recomputation import keep
@@ -73,34 +77,27 @@ def _on_jax(geometries, residual):
     import jax
 
     def forward(x, taps, biases):
-        parts = zip(_split_like(taps, x), taps, biases, geometries, strict=True)
+        parts = zip(_parts(x, taps), taps, biases, geometries, strict=True)
         return [_forward(*of_part, residual) for of_part in parts]
 
     def backward(upstream, x, taps, biases):
-        parts = zip(_split_like(taps, upstream), _split_like(taps, x), taps, biases, geometries, strict=True)
+        parts = zip(_parts(upstream, taps), _parts(x, taps), taps, biases, geometries, strict=True)
         for_x, for_taps, for_biases = zip(*[_gradients(*of_part, residual) for of_part in parts], strict=True)
-        return _joined(for_x), for_taps, for_biases
+        return join_channels(for_x), for_taps, for_biases
 
     forward, backward = apart(forward), apart(backward)
     # Parts are joined outside of the program, where XLA lets them be read in their places.
-    compute = jax.custom_vjp(lambda *tensors: _joined(forward(*tensors)))
+    compute = jax.custom_vjp(lambda *tensors: join_channels(forward(*tensors)))
     compute.defvjp(
-        lambda *tensors: (_joined([keep(y) for y in forward(*tensors)]), tensors),
+        lambda *tensors: (join_channels([keep(y) for y in forward(*tensors)]), tensors),
         lambda tensors, upstream: backward(upstream, *tensors),
     )
     return compute
 
 
-def _split_like(taps, x):
+def _parts(x, taps):
     """The parts of the channels that each have taps."""
-    if len(taps) == 1:
-        return [x]
-    ends = itertools.accumulate(of_part.shape[-1] for of_part in taps)
-    return ops.split(x, list(ends)[:-1], axis=-1)
-
-
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
+    return split_channels(x, [of_part.shape[-1] for of_part in taps])
 
 
 def _with_gradients(*geometry):
@@ -260,14 +257,14 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
 
     def add(tap, total):
         top, left = tap // kernel_width * dilation_rate[0], tap % kernel_width * dilation_rate[1]
-        window = _slice(padded, (0, top, left, 0), window_shape)[:, :: strides[0], :: strides[1]]
+        window = slice_at(padded, (0, top, left, 0), window_shape)[:, :: strides[0], :: strides[1]]
         product = window * upstream
         summed = ops.sum(product, axis=(1, 2)) if samples else _sum_of_samples(product)
-        return _slice_update(total, (tap, *(0 for _ in of_tap)), summed[None])
+        return slice_update_at(total, (tap, *(0 for _ in of_tap)), summed[None])
 
     of_tap = (*ops.shape(padded)[: len(samples)], channels)
     count = kernel_height * kernel_width
-    total = _repeat(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
+    total = repeat(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
     return ops.reshape(total, (kernel_height, kernel_width, *of_tap))
 
 
@@ -283,54 +280,15 @@ def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
     tops, lefts = (range(0, taps * rate, rate) for taps, rate in zip(taps_shape, dilation_rate, strict=False))
 
     def add(row, sums):
-        window = _slice(padded, (0, row * strides[0], 0, 0), (batch, reach + 1, ops.shape(padded)[2], channels))
-        given = _slice(upstream, (0, row, 0, 0), (batch, 1, columns, channels))[:, 0]
+        window = slice_at(padded, (0, row * strides[0], 0, 0), (batch, reach + 1, ops.shape(padded)[2], channels))
+        given = slice_at(upstream, (0, row, 0, 0), (batch, 1, columns, channels))[:, 0]
         read = [window[:, top, left : left + extent : strides[1]] for top in tops for left in lefts]
         return tuple(total + values * given for total, values in zip(sums, read, strict=True))
 
     zeros = ops.zeros((batch, columns, channels), dtype=padded.dtype)
-    sums = _repeat(rows, add, (zeros,) * (kernel_height * kernel_width))
+    sums = repeat(rows, add, (zeros,) * (kernel_height * kernel_width))
     # One sum of them all: nine are as many programs of XLA's, to be set up one by one at the first step.
     return ops.reshape(ops.sum(ops.stack(sums), axis=2 if samples else (1, 2)), taps_shape)
-
-
-def _repeat(count, step, state):
-    """`ops.fori_loop` from 0 to `count`, on JAX without what its gradient would need.
-
-    JAX makes a scan of a loop whose count is known, and of that a loop that calls a program in each step, which XLA
-    leaves apart inside of programs that are apart.
-    """
-    if keras.config.backend() != "jax":
-        return ops.fori_loop(0, count, step, state)
-    import jax.numpy as jnp
-    from jax import lax
-
-    start = jnp.uint32(0), state
-    return lax.while_loop(lambda at: at[0] < count, lambda at: (at[0] + 1, step(*at)), start)[1]
-
-
-def _slice(x, start, shape):
-    """`ops.slice`, on JAX from starts that are not negative: for others XLA would have three operations a number."""
-    if keras.config.backend() != "jax":
-        return ops.slice(x, start, shape)
-    from jax import lax
-
-    return lax.dynamic_slice(x, _unsigned(start), shape)
-
-
-def _slice_update(x, start, updates):
-    """`ops.slice_update`, on JAX from starts that are not negative."""
-    if keras.config.backend() != "jax":
-        return ops.slice_update(x, start, updates)
-    from jax import lax
-
-    return lax.dynamic_update_slice(x, updates, _unsigned(start))
-
-
-def _unsigned(numbers):
-    import jax.numpy as jnp
-
-    return [jnp.asarray(number, "uint32") for number in numbers]
 
 
 def _sum_of_samples(product):
