@@ -9,6 +9,7 @@ from keras_dualstream.layers.initializers import linear_initializer
 from keras_dualstream.layers.nested_call import NestedCall
 from keras_dualstream.layers.pytorch_defaults import linear
 from keras_dualstream.ops.attention import multi_head_attention
+from keras_dualstream.ops.average_pool import average_pool
 from keras_dualstream.ops.float64 import mean
 from keras_dualstream.ops.resample import resize_bicubic
 from keras_dualstream.ops.reshape import reshape
@@ -57,7 +58,6 @@ class SemanticTokens(NestedCall, keras.layers.Layer):
         self.pool_size = pool_size
         self.epsilon = epsilon
         options = {"dtype": self.dtype_policy}
-        self.pool = keras.layers.AveragePooling2D(pool_size, data_format="channels_last", name="pool", **options)
         self.query_norm = LayerNormalization(epsilon=epsilon, name="query_norm", **options)
         self.norm = LayerNormalization(epsilon=epsilon, name="norm", **options)
 
@@ -82,7 +82,7 @@ class SemanticTokens(NestedCall, keras.layers.Layer):
 
     def call(self, x):
         self._check_size(*x.shape[1:3])
-        pooled = self.pool(x)
+        pooled = average_pool(x, (self.pool_size, self.pool_size))
         tokens = map_to_tokens(pooled)
         key, value = ops.split(self.key_value(tokens), 2, axis=-1)
         query = self.query(self.query_norm(self._grid_queries(pooled)))

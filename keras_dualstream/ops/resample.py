@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dualstream.ops.average_pool import average_pool
 from keras_dualstream.ops.compiler import exporting_to_litert
 from keras_dualstream.ops.constants import remembered
 from keras_dualstream.ops.float64 import exact_dtype
@@ -208,7 +209,7 @@ def adaptive_average_pool(x, height, width):
     _, rows, columns, _ = ops.shape(x)
     if all(isinstance(size, int) and size % new == 0 for size, new in ((rows, height), (columns, width))):
         window = (rows // height, columns // width)
-        return x if window == (1, 1) else ops.average_pool(x, window, window, data_format="channels_last")
+        return x if window == (1, 1) else average_pool(x, window)
     # The tensor stands first: the other order fails in LiteRT with a dynamic batch.
     x = ops.einsum("bhwc,oh->bowc", x, _pooling_matrix(rows, height, x))
     return ops.einsum("bowc,pw->bopc", x, _pooling_matrix(columns, width, x))
