@@ -18,6 +18,19 @@ from keras_dualstream.ops.depthwise import convolves_parts_at_once
 from keras_dualstream.ops.depthwise import depthwise_conv2d_of_parts
 from keras_dualstream.ops.pieces import in_pieces
 
+# What a part's layer is built with, beside its weights.
+AS_BUILT = {
+    "strides": (1, 1),
+    "padding": "same",
+    "dilation_rate": (1, 1),
+    "data_format": "channels_last",
+    "depth_multiplier": 1,
+    "use_bias": True,
+    "residual": False,
+    "activation": keras.activations.linear,
+    "activity_regularizer": None,
+}
+
 
 @keras.saving.register_keras_serializable(package="keras_dualstream")
 class MSFFN(NestedCall, keras.layers.Layer):
@@ -98,7 +111,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return self.norm3(y, training=training, overwrite=True)
 
     def _with_neighbours(self, h):
-        if convolves_parts_at_once(h) and all(map(_only_convolves, self.depthwise)):
+        if convolves_parts_at_once(h) and all(_only_convolves(x, self.compute_dtype) for x in self.depthwise):
             return depthwise_conv2d_of_parts(h, *zip(*((x.kernel, x.bias) for x in self.depthwise), strict=True))
         # A hook may keep what a convolution was given.
         overwrite = not any(watched_by_pytorch(layer) for layer in self.depthwise)
@@ -111,7 +124,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return {**super().get_config(), "mlp_ratio": self.mlp_ratio, "scales": self.scales}
 
 
-def _only_convolves(layer):
-    """Whether the layer's weights are all that its call depends on, and its result all that it gives."""
-    plain = type(layer) is DepthwiseConv2D and "call" not in vars(layer)
-    return plain and layer.activation is keras.activations.linear and layer.activity_regularizer is None
+def _only_convolves(layer, dtype):
+    """Whether a part's layer, which a user may have changed or replaced, convolves as it was built to, and no more."""
+    plain = type(layer) is DepthwiseConv2D and "call" not in vars(layer) and layer.compute_dtype == dtype
+    return plain and all(getattr(layer, name) == value for name, value in AS_BUILT.items())

@@ -124,7 +124,8 @@ def _gradients(upstream, x, taps, bias, geometry, residual):
     upstream = _exactly(upstream)
     for_x = _gradient_of_x(upstream, _exactly(taps), ops.shape(x), strides, zeros, dilation_rate)
     for_x = upstream + for_x if residual else for_x
-    for_taps = _gradient_of_taps(upstream, _padded(x, zeros), taps.shape, strides, dilation_rate)
+    of_taps = _gradient_of_taps_on_jax if keras.config.backend() == "jax" else _gradient_of_taps
+    for_taps = of_taps(upstream, _padded(x, zeros), taps.shape, strides, dilation_rate)
     for_bias = None if bias is None else ops.cast(ops.sum(upstream, axis=(0, 1, 2)), bias.dtype)
     return ops.cast(for_x, x.dtype), ops.cast(for_taps, taps.dtype), for_bias
 
@@ -266,6 +267,30 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
     count = kernel_height * kernel_width
     total = repeat(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
     return ops.reshape(total, (kernel_height, kernel_width, *of_tap))
+
+
+def _gradient_of_taps_on_jax(upstream, padded, taps_shape, strides, dilation_rate):
+    """`_gradient_of_taps` with a gradient of its own on JAX, where the loops that it counts with have none."""
+    return _differentiable(tuple(taps_shape), tuple(strides), tuple(dilation_rate))(upstream, padded)
+
+
+@functools.cache
+def _differentiable(taps_shape, strides, dilation_rate):
+    import jax
+
+    @jax.custom_vjp
+    def compute(upstream, padded):
+        return _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate)
+
+    def backward(tensors, taps):
+        # It is linear in each of the two, and what the taps give of the one is the gradient of the other.
+        upstream, padded = tensors
+        no_zeros = ((0, 0), (0, 0))
+        for_padded = _gradient_of_x(upstream, taps, padded.shape, strides, no_zeros, dilation_rate)
+        return _sum_of_taps(padded, taps, strides, dilation_rate), for_padded
+
+    compute.defvjp(lambda *tensors: (compute(*tensors), tensors), backward)
+    return compute
 
 
 def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):

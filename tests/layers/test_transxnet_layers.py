@@ -162,6 +162,16 @@ def test_what_a_user_changes_in_a_part_counts(change):
     assert relative_error(layer(x), before) > 1e-4
 
 
+@pytest.mark.parametrize(("name", "value"), [("dilation_rate", (2, 2)), ("residual", True)])
+def test_how_a_user_has_a_part_convolve_counts(name, value):
+    layer, x = built(layers.MSFFN(2.0, (1, 3))), images(1, 8, 10, 2 * CHANNELS)
+    part = layer.depthwise[1]
+    setattr(part, name, value)
+    expected = x[..., CHANNELS:] + to_numpy(part(x[..., CHANNELS:]))
+    found = layer._with_neighbours(keras.ops.convert_to_tensor(x))
+    assert relative_error(to_numpy(found)[..., CHANNELS:], expected) < 1e-6
+
+
 def test_blocks_without_position_encoding_have_no_weights_for_it():
     with_encoding, without = (
         built(layers.TransXNetBlock(2, 2, 2.0, position_encoding=encoding)) for encoding in (True, False)

@@ -233,6 +233,40 @@ def test_parts_at_once_are_one_convolution_each(sizes, dtype, unit):
         assert relative_error(ops.cast(ours, "float32"), theirs) < 2 * unit
 
 
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="differentiates by JAX")
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("size", "strides", "dilation_rate"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (5, 1, 2)])
+def test_gradients_by_both_have_gradients_by_both(size, strides, dilation_rate, residual, float64):
+    """Three deep, as the loops that sum for the kernel have none of their own: those of Keras' own form."""
+    import jax
+
+    if residual and strides != 1:
+        pytest.skip("a residual keeps the shape")
+    rng = np.random.default_rng(0)
+    x, kernel = jax.numpy.asarray(rng.standard_normal((2, 7, 6, 3))), jax.numpy.asarray(rng.random((size, size, 3, 1)))
+    zeros = size // 2 * dilation_rate
+    pads = ((0, 0), (zeros, zeros), (zeros, zeros), (0, 0))
+
+    def ours(x, kernel):
+        return depthwise_conv2d(x, kernel, (strides,) * 2, pads[1:3], (dilation_rate,) * 2, residual=residual)
+
+    def theirs(x, kernel):
+        y = ops.depthwise_conv(ops.pad(x, pads), kernel, strides, "valid", "channels_last", dilation_rate)
+        return x + y if residual else y
+
+    def thrice(convolve):
+        def once(x, kernel):
+            return ops.sum(ops.sin(convolve(x, kernel)))
+
+        def norm(function):
+            return lambda *at: sum(ops.sum(g * g) for g in jax.grad(function, (0, 1))(*at))
+
+        return jax.grad(norm(norm(once)), (0, 1))(x, kernel)
+
+    for found, expected in zip(thrice(ours), thrice(theirs), strict=True):
+        assert relative_error(found, expected) < 1e-10
+
+
 def test_a_multiplier_gives_each_channel_several():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((1, 5, 6, 3)).astype("float32"), rng.standard_normal((3, 3, 3, 2)).astype("float32")
