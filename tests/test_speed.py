@@ -44,12 +44,38 @@ def test_a_run_measures_every_number_and_is_not_repeated(tmp_path, monkeypatch):
         speed.main([*FLAGS.split(), "--batch", "2", "--output", str(output)])
 
 
-@pytest.mark.parametrize("given", ["0", "-1"])
-@pytest.mark.parametrize("flag", ["--batch", "--batches", "--threads"])
+@pytest.mark.parametrize("given", ["0", "-1", "two"])
+@pytest.mark.parametrize("flag", ["--batch", "--batches", "--threads", "--resolution"])
 def test_counts_are_at_least_one(flag, given, capsys):
     with pytest.raises(SystemExit):
         speed.parse([flag, given])
-    assert f"must be at least 1. Received: {given}" in capsys.readouterr().err
+    assert f"must be a whole number of at least 1. Received: {given}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "inf", "nan"])
+@pytest.mark.parametrize("flag", ["--seconds", "--limit"])
+def test_times_are_above_zero(flag, given, capsys):
+    with pytest.raises(SystemExit):
+        speed.parse([flag, given])
+    assert f"must be above 0. Received: {given}" in capsys.readouterr().err
+
+
+def test_a_resolution_has_one_or_two_sizes(capsys):
+    with pytest.raises(SystemExit):
+        speed.parse(["--resolution", "224", "300", "400"])
+    assert "a side, or a height and a width. Received: [224, 300, 400]" in capsys.readouterr().err
+
+
+def test_what_nobody_can_do_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="Nothing to measure"):
+        speed.main([*["--backend", "torch-compile", "--mode", "training", "--output"], str(tmp_path / "results")])
+
+
+def test_checkouts_that_are_missing_are_named(tmp_path):
+    (tmp_path / "DFvT").mkdir()
+    flags = ["--reference", str(tmp_path), "--output", str(tmp_path / "results"), "--variant", "DFvTT", "DSNetT"]
+    with pytest.raises(SystemExit, match="must have the folders DS-Net. Received: .*"):
+        speed.main(flags)
 
 
 def test_a_restart_measures_what_it_is_asked_for_again_and_keeps_the_rest(tmp_path):
@@ -61,6 +87,32 @@ def test_a_restart_measures_what_it_is_asked_for_again_and_keeps_the_rest(tmp_pa
     assert read({"batch": 1}, restart=False)["cells"] == cells
     assert list(read({"batch": 1}, restart=True)["cells"]) == ["DFvTS/keras_dualstream/torch/inference"]
     assert read({"batch": 2}, restart=True)["cells"] == {}
+
+
+def test_what_failed_is_measured_again_and_by_the_same_libraries_alone():
+    groups = plan.groups(["DFvTT", "DFvTS"], ["torch"], ["inference"], reference=False, naive=False)
+    first, second = (subjects[0].key for subjects in groups)
+    cells = {first: {"seconds": [1.0]}, second: {"error": "KeyError"}}
+    assert speed.missing({"machine": speed.machine(), "cells": cells}, groups) == groups[1:]
+    other = {"machine": {"cpu": "another"}, "cells": cells}
+    assert speed.missing(other, groups[:1]) == []
+    with pytest.raises(SystemExit, match="The results are of {'cpu': 'another'}, this is .*: take another --output"):
+        speed.missing(other, groups)
+
+
+def test_cells_that_did_not_take_turns_have_no_ratio():
+    cells = {
+        "DFvTT/reference/torch/inference": dict(seconds=[1.0, 1.0, 1.0], group="noon"),
+        "DFvTT/keras_dualstream/jax/inference": dict(seconds=[2.0, 2.0, 2.0], group="noon"),
+        "DFvTT/keras_dualstream/torch/inference": dict(seconds=[0.5, 0.5, 0.5], group="midnight"),
+    }
+    found = report.Results({"settings": dataclasses.asdict(SETTINGS), "machine": {}, "cells": cells})
+    columns = ("keras_dualstream/jax", "keras_dualstream/torch")
+    assert [found.ratio("DFvTT", column, "inference") for column in columns] == [0.5, None]
+
+
+def test_an_error_is_one_line_of_the_report():
+    assert report.in_one_line("ValueError: \x1b[1mwrong\x1b[0m\nArguments: many") == "ValueError: wrong"
 
 
 def test_a_worker_that_fails_leaves_its_error(tmp_path):

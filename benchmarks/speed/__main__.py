@@ -7,14 +7,17 @@ benchmarks/README.md tells what the numbers mean.
 
 import argparse
 import dataclasses
+import datetime
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 
 from benchmarks.speed import plan
 from benchmarks.speed.measure import measure_group
+from benchmarks.speed.models import REFERENCES
 from benchmarks.speed.report import write_report
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "keras_hub")
@@ -29,26 +32,36 @@ def parse(arguments=None):
     add("--backend", nargs="+", choices=plan.BACKENDS, default=["tensorflow", "jax", "torch"])
     add("--mode", nargs="+", choices=plan.MODES, default=list(plan.MODES))
     add("--batch", type=count, default=8, help="images a step")
-    add("--resolution", type=int, nargs="+", default=[224], metavar="PIXELS", help="side, or height and width")
+    add("--resolution", type=count, nargs="+", default=[224], metavar="PIXELS", help="side, or height and width")
     add("--precision", choices=plan.PRECISIONS, default="float32")
     add("--device", choices=("cpu", "gpu"), default="cpu")
     add("--threads", type=count, help="CPU cores to use; by default all that this process may")
     add("--batches", type=count, help="batches a step, without waiting in between; by default 1, on a GPU 10")
-    add("--seconds", type=float, default=4.0, help="time for the steps of each model and backend, on average")
-    add("--limit", type=float, default=600.0, help="seconds after which a first call is given up")
+    add("--seconds", type=positive, default=4.0, help="time for the steps of each model and backend, on average")
+    add("--limit", type=positive, default=600.0, help="seconds after which a build, first call or step is given up")
     add("--reference", metavar="PATH", help="folder with checkouts of the published code, to measure it in turn")
     add("--peers", action="store_true", help="also KerasHub's Swin-T and keras.applications' ConvNeXt-Tiny")
     add("--naive", action="store_true", help="also the variants with Keras' own depthwise convolutions")
     add("--output", default="output/speed", help="path of the results, before .json, .md and .png")
     add("--restart", action="store_true", help="measure again what the results have already")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if len(given.resolution) > 2:
+        parser.error(f"--resolution must be a side, or a height and a width. Received: {given.resolution}")
+    return given
 
 
 def count(text):
     """A whole number of at least 1, of the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1. Received: {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1. Received: {text}")
+    return int(text)
+
+
+def positive(text):
+    """A number above 0, of the command line."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0. Received: {text}")
     return number
 
 
@@ -84,7 +97,33 @@ def read_results(path, settings, restart, groups):
     if results.get("settings") != settings:
         return {"settings": settings, "machine": machine(), "cells": {}}
     again = {subject.key for subjects in groups for subject in subjects} if restart else set()
-    return {**results, "cells": {key: cell for key, cell in results["cells"].items() if key not in again}}
+    cells = {key: cell for key, cell in results["cells"].items() if key not in again}
+    return {**results, "machine": results["machine"] if cells else machine(), "cells": cells}
+
+
+def missing(results, groups):
+    """The groups of which the results have no measurement, or a failed one.
+
+    Raises:
+        SystemExit: if there are some and the others were measured on another machine or with other libraries.
+    """
+    cells = results["cells"]
+    found = [subjects for subjects in groups if any("seconds" not in cells.get(x.key, {}) for x in subjects)]
+    if found and results["machine"] != machine():
+        raise SystemExit(f"The results are of {results['machine']}, this is {machine()}: take another --output.")
+    return found
+
+
+def check_reference(path, groups):
+    """Refuses a folder without the checkouts that are needed.
+
+    Raises:
+        SystemExit: naming those.
+    """
+    folders = {REFERENCES[x.model][0] for subjects in groups for x in subjects if x.source == "reference"}
+    absent = sorted(folder for folder in folders if not (pathlib.Path(path) / folder).is_dir())
+    if absent:
+        raise SystemExit(f"--reference must have the folders {', '.join(absent)}. Received: {path}")
 
 
 def write_results(path, results):
@@ -111,17 +150,19 @@ def main(arguments=None):
     )
     path = pathlib.Path(f"{given.output}.json")
     groups = plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive)
+    if not groups:
+        raise SystemExit("Nothing to measure: PyTorch's compiler trains neither this package's models nor peers.")
+    check_reference(given.reference, groups)
     results = read_results(path, dataclasses.asdict(settings), given.restart, groups)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{given.output}.log", "a") as log:
-        for subjects in groups:
-            if all(subject.key in results["cells"] for subject in subjects):
-                continue
+        for subjects in missing(results, groups):
             print(f"{subjects[0].model}, {subjects[0].mode}", flush=True)
             cells = measure_group(subjects, settings, given.reference, given.seconds, given.limit, log)
             for subject in subjects:
                 print(f"  {subject.source} on {subject.backend}: {summary(cells[subject.key], settings)}", flush=True)
-            results["cells"].update(cells)
+            started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            results["cells"].update({key: {**cell, "group": started} for key, cell in cells.items()})
             write_results(path, results)
             write_report(given.output, results)
     write_report(given.output, results)

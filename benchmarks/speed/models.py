@@ -279,22 +279,26 @@ def naive_forms():
     """A context in which the layers use Keras' own depthwise forms, when they are traced or, on PyTorch, run."""
     from keras_dualstream.layers import depthwise_conv
     from keras_dualstream.layers import id_conv
+    from keras_dualstream.layers import ms_ffn
 
     with (
         mock.patch.object(depthwise_conv, "depthwise_conv2d", naive_depthwise_conv2d),
         mock.patch.object(id_conv, "dynamic_depthwise_conv2d", naive_dynamic_depthwise_conv2d),
+        mock.patch.object(ms_ffn, "convolves_parts_at_once", return_value=False),
     ):
         yield
 
 
-def naive_depthwise_conv2d(x, kernel, strides, padding, dilation_rate, data_format, bias):
+def naive_depthwise_conv2d(x, kernel, strides, padding, dilation_rate, data_format, bias, residual):
     """`ops.depthwise_conv` behind `ops.pad`."""
     from keras import ops
 
+    padded = x
     if not isinstance(padding, str):
-        x, padding = ops.pad(x, ((0, 0), *padding, (0, 0))), "valid"
-    y = ops.depthwise_conv(x, kernel, strides, padding, data_format, dilation_rate)
-    return y if bias is None else y + bias
+        padded, padding = ops.pad(x, ((0, 0), *padding, (0, 0))), "valid"
+    y = ops.depthwise_conv(padded, kernel, strides, padding, data_format, dilation_rate)
+    y = y if bias is None else y + bias
+    return x + y if residual else y
 
 
 def naive_dynamic_depthwise_conv2d(x, kernel):

@@ -106,7 +106,7 @@ def groups(models, backends, modes, reference, naive):
             sources = [PEERS.get(model, "keras_dualstream"), *(["naive"] if naive and model in VARIANTS else [])]
             subjects += [Subject(model, source, backend, mode) for source in sources for backend in backends]
             found.append([subject for subject in subjects if not _is_refused(subject)])
-    return found
+    return [subjects for subjects in found if subjects]
 
 
 def _is_refused(subject):

@@ -1,5 +1,7 @@
 """Results as Markdown tables and a plot."""
 
+import pathlib
+import re
 import statistics
 
 from benchmarks.speed import plan
@@ -51,9 +53,13 @@ class Results:
         return seconds and self.settings["batch"] / statistics.median(seconds)
 
     def ratio(self, model, column, mode, to="reference/torch"):
-        """How many times as fast as another column: the median over the rounds, in which both took a turn."""
-        pair = [self.cell(model, name, mode).get("seconds") for name in (to, column)]
-        if not all(pair) or len(pair[0]) != len(pair[1]):
+        """How many times as fast as another column: the median over the rounds, in which both took a turn.
+
+        `None` where they did not: what the machine did between two groups would count as speed.
+        """
+        cells = [self.cell(model, name, mode) for name in (to, column)]
+        pair = [cell.get("seconds") for cell in cells]
+        if not all(pair) or len(pair[0]) != len(pair[1]) or cells[0].get("group") != cells[1].get("group"):
             return None
         return statistics.median(theirs / ours for theirs, ours in zip(*pair, strict=True))
 
@@ -97,8 +103,9 @@ def write_report(output, results):
         results: dict as `benchmarks.speed` writes it.
     """
     found = Results(results)
-    with open(f"{output}.md", "w") as file:
-        file.write("\n".join(markdown(found)) + "\n")
+    beside = pathlib.Path(f"{output}.tmp")
+    beside.write_text("\n".join(markdown(found)) + "\n")
+    beside.replace(f"{output}.md")
     if any(found.gmacs(model) for model in found.models):
         plot(found, f"{output}.png")
 
@@ -143,9 +150,14 @@ def markdown(found):
         parameters = found.any(model, "parameters")
         cells = [model, f"{gmacs:.2f}" if gmacs else "–", f"{parameters:,}" if parameters else "–"]
         yield f"| {' | '.join(cells)} | {plan.ACCURACY[model]} |"
-    errors = [f"- {key}: {cell['error']}" for key, cell in found.cells.items() if "error" in cell]
+    errors = [f"- {key}: {in_one_line(cell['error'])}" for key, cell in found.cells.items() if "error" in cell]
     if errors:
         yield from ["", "## Failed", "", *errors]
+
+
+def in_one_line(error):
+    """The beginning of an error, without the colours that Keras gives some."""
+    return re.sub(r"\x1b\[[\d;]*m", "", error).strip().split("\n")[0]
 
 
 def section(title, found):
@@ -203,8 +215,9 @@ def flops(found, model, column, mode):
 
 def imports(found, model, column):
     """Seconds to import and to build."""
-    cell = found.cell(model, column, found.modes[0])
-    return f"{cell['import_seconds']:.2f}, {cell['build_seconds']:.1f}" if "build_seconds" in cell else ""
+    cells = [found.cell(model, column, mode) for mode in found.modes]
+    built = [cell for cell in cells if "build_seconds" in cell]
+    return f"{built[0]['import_seconds']:.2f}, {built[0]['build_seconds']:.1f}" if built else ""
 
 
 def best_of_compiled(found, mode):
@@ -248,7 +261,9 @@ def plot(found, path):
     # At last, because where there is room depends on everything else.
     for axis, mode in zip(axes[0], found.modes, strict=True):
         label_models(axis, found, mode)
-    figure.savefig(path, dpi=110)
+    beside = pathlib.Path(f"{path}.tmp")
+    figure.savefig(beside, dpi=110, format="png")
+    beside.replace(path)
     pyplot.close(figure)
 
 
@@ -259,10 +274,9 @@ def plot_column(axis, found, column, mode):
     points = [point for point in points if None not in point]
     if not points:
         return
-    style = dict(marker="o", color=COLOURS[backend])
-    if source != "keras_dualstream":
-        style = dict(marker="s" if source == "reference" else "x", color="black" if backend == "torch" else "grey")
-        style["facecolors"] = "none" if source == "reference" else style["color"]
+    style = dict(marker="x" if source == "naive" else "o", color=COLOURS[backend])
+    if source == "reference":
+        style = dict(marker="s", color="black" if backend == "torch" else "grey", facecolors="none")
     title = TITLES.get(column, f"naive, {backend}").replace("`", "")
     axis.scatter(*zip(*points, strict=True), s=45, label=title, **style)
 
