@@ -1,6 +1,7 @@
 """The speed benchmark plans, measures, resumes and reports. It is about processes, so it runs on one backend."""
 
 import dataclasses
+import datetime
 import functools
 import json
 
@@ -35,6 +36,8 @@ def test_a_run_measures_every_number_and_is_not_repeated(tmp_path, monkeypatch):
     assert len(cell["seconds"]) == measure.FEWEST_ROUNDS
     assert all(cell[name] > 0 for name in ("import_seconds", "build_seconds", "first_call_seconds", "macs"))
     assert cell["memory_peak"] > cell["memory_imported"] > 0
+    assert cell["group"] == datetime.datetime.fromisoformat(cell["group"]).isoformat()
+    assert not list(tmp_path.glob("*.tmp"))
     assert "| DFvTT |" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".png").stat().st_size > 0
 
@@ -98,6 +101,24 @@ def test_what_failed_is_measured_again_and_by_the_same_libraries_alone():
     assert speed.missing(other, groups[:1]) == []
     with pytest.raises(SystemExit, match="The results are of {'cpu': 'another'}, this is .*: take another --output"):
         speed.missing(other, groups)
+
+
+def test_what_fails_does_not_undo_an_earlier_success():
+    before = {"a": {"seconds": [1.0]}, "b": {"seconds": [1.0]}, "c": {"error": "KeyError"}}
+    cells = {"a": {"seconds": [2.0]}, "b": {"error": "killed"}, "c": {"error": "killed"}}
+    expected = {"a": {"seconds": [2.0], "group": "noon"}, "c": {"error": "killed", "group": "noon"}}
+    assert speed.kept(cells, before, "noon") == expected
+
+
+def test_a_report_of_what_is_there_needs_no_checkouts(tmp_path, monkeypatch):
+    output = tmp_path / "results"
+    subjects = plan.groups(["DFvTT"], ["torch"], ["inference"], reference=True, naive=False)[0]
+    cells = {subject.key: {"seconds": [1.0] * 3, "matmul_flops": 1.0} for subject in subjects}
+    settings = dataclasses.asdict(dataclasses.replace(SETTINGS, height=32, width=48))
+    monkeypatch.setattr(speed, "use_cores", lambda threads: 1)
+    output.with_suffix(".json").write_text(json.dumps({"settings": settings, "machine": {}, "cells": cells}))
+    speed.main([*FLAGS.split(), "--reference", "/nowhere", "--output", str(output)])
+    assert "| DFvTT |" in output.with_suffix(".md").read_text()
 
 
 def test_cells_that_did_not_take_turns_have_no_ratio():

@@ -152,20 +152,30 @@ def main(arguments=None):
     groups = plan.groups(models, given.backend, given.mode, given.reference is not None, given.naive)
     if not groups:
         raise SystemExit("Nothing to measure: PyTorch's compiler trains neither this package's models nor peers.")
-    check_reference(given.reference, groups)
     results = read_results(path, dataclasses.asdict(settings), given.restart, groups)
+    to_measure = missing(results, groups)
+    check_reference(given.reference, to_measure)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{given.output}.log", "a") as log:
-        for subjects in missing(results, groups):
+        for subjects in to_measure:
             print(f"{subjects[0].model}, {subjects[0].mode}", flush=True)
+            started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             cells = measure_group(subjects, settings, given.reference, given.seconds, given.limit, log)
             for subject in subjects:
                 print(f"  {subject.source} on {subject.backend}: {summary(cells[subject.key], settings)}", flush=True)
-            started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            results["cells"].update({key: {**cell, "group": started} for key, cell in cells.items()})
+            results["cells"].update(kept(cells, results["cells"], started))
             write_results(path, results)
             write_report(given.output, results)
     write_report(given.output, results)
+
+
+def kept(cells, before, started):
+    """The cells of a group, with when it began, but those that failed where the results have a success."""
+    return {
+        key: {**cell, "group": started}
+        for key, cell in cells.items()
+        if "seconds" in cell or "seconds" not in before.get(key, {})
+    }
 
 
 def summary(cell, settings):

@@ -111,7 +111,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return self.norm3(y, training=training, overwrite=True)
 
     def _with_neighbours(self, h):
-        if convolves_parts_at_once(h) and all(_only_convolves(x, self.compute_dtype) for x in self.depthwise):
+        if convolves_parts_at_once(h) and all(map(_only_convolves, self.depthwise)):
             return depthwise_conv2d_of_parts(h, *zip(*((x.kernel, x.bias) for x in self.depthwise), strict=True))
         # A hook may keep what a convolution was given.
         overwrite = not any(watched_by_pytorch(layer) for layer in self.depthwise)
@@ -124,7 +124,7 @@ class MSFFN(NestedCall, keras.layers.Layer):
         return {**super().get_config(), "mlp_ratio": self.mlp_ratio, "scales": self.scales}
 
 
-def _only_convolves(layer, dtype):
-    """Whether a part's layer, which a user may have changed or replaced, convolves as it was built to, and no more."""
-    plain = type(layer) is DepthwiseConv2D and "call" not in vars(layer) and layer.compute_dtype == dtype
+def _only_convolves(layer):
+    """Whether a part's layer, which a user may have changed, convolves as it was built to, and no more."""
+    plain = type(layer) is DepthwiseConv2D and vars(layer).keys().isdisjoint(("call", "convolve"))
     return plain and all(getattr(layer, name) == value for name, value in AS_BUILT.items())

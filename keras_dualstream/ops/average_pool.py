@@ -30,14 +30,14 @@ def average_pool(x, window):
     Returns:
         Tensor `(batch, ⌊height / rows⌋, ⌊width / columns⌋, channels)`.
     """
-    if _takes_means(x):
+    if _takes_means(x, window):
         return _means(x, window)
     return ops.average_pool(x, window, window, data_format="channels_last")
 
 
-def _takes_means(x):
-    known = all(isinstance(size, int) for size in x.shape[1:3])
-    return known and xla_on_cpu() and not converting_jax_to_tensorflow()
+def _takes_means(x, window):
+    fits = all(isinstance(size, int) and size >= least for size, least in zip(x.shape[1:], (*window, 1), strict=True))
+    return fits and xla_on_cpu() and not converting_jax_to_tensorflow()
 
 
 def _means(x, window):

@@ -246,13 +246,13 @@ def _spread(x, strides):
     return x[:, : (height - 1) * strides[0] + 1, : (width - 1) * strides[1] + 1]
 
 
-def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
+def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat=repeat):
     """For each tap the product of the upstream gradient and what the tap read, summed; one tap after the other."""
     kernel_height, kernel_width, *samples, channels = taps_shape
     if (kernel_height, kernel_width) == strides == (1, 1) and not samples:
         return ops.reshape(_sum_of_samples(padded * upstream), taps_shape)
     if keras.config.backend() == "jax" and kernel_height * kernel_width <= FEW_TAPS:
-        return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate)
+        return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat)
     extents = _extents(padded, taps_shape, strides, dilation_rate)
     window_shape = (ops.shape(padded)[0], *extents, channels)
 
@@ -270,7 +270,7 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate):
 
 
 def _gradient_of_taps_on_jax(upstream, padded, taps_shape, strides, dilation_rate):
-    """`_gradient_of_taps` with a gradient of its own on JAX, where the loops that it counts with have none."""
+    """`_gradient_of_taps` with derivatives of its own on JAX, where the loops that it counts with lack some."""
     return _differentiable(tuple(taps_shape), tuple(strides), tuple(dilation_rate))(upstream, padded)
 
 
@@ -278,22 +278,22 @@ def _gradient_of_taps_on_jax(upstream, padded, taps_shape, strides, dilation_rat
 def _differentiable(taps_shape, strides, dilation_rate):
     import jax
 
-    @jax.custom_vjp
-    def compute(upstream, padded):
-        return _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate)
+    def sums(upstream, padded, **options):
+        return _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, **options)
 
-    def backward(tensors, taps):
-        # It is linear in each of the two, and what the taps give of the one is the gradient of the other.
-        upstream, padded = tensors
-        no_zeros = ((0, 0), (0, 0))
-        for_padded = _gradient_of_x(upstream, taps, padded.shape, strides, no_zeros, dilation_rate)
-        return _sum_of_taps(padded, taps, strides, dilation_rate), for_padded
+    compute = jax.custom_jvp(sums)
+    # As scans, which have gradients.
+    loops = functools.partial(sums, repeat=functools.partial(ops.fori_loop, 0))
 
-    compute.defvjp(lambda *tensors: (compute(*tensors), tensors), backward)
+    @compute.defjvp
+    def slope(tensors, slopes):
+        # It is linear in each of the two.
+        return compute(*tensors), loops(slopes[0], tensors[1]) + loops(tensors[0], slopes[1])
+
     return compute
 
 
-def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate):
+def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat):
     """`_gradient_of_taps` of all taps at once, one row of the map after the other.
 
     Each tap has its own sum over the rows, so that XLA makes one loop of all products and sums.

@@ -162,7 +162,14 @@ def test_what_a_user_changes_in_a_part_counts(change):
     assert relative_error(layer(x), before) > 1e-4
 
 
-@pytest.mark.parametrize(("name", "value"), [("dilation_rate", (2, 2)), ("residual", True)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dilation_rate", (2, 2)),
+        ("residual", True),
+        ("convolve", lambda inputs, kernel, bias: 2 * inputs),
+    ],
+)
 def test_how_a_user_has_a_part_convolve_counts(name, value):
     layer, x = built(layers.MSFFN(2.0, (1, 3))), images(1, 8, 10, 2 * CHANNELS)
     part = layer.depthwise[1]

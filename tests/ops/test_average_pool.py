@@ -8,7 +8,9 @@ from helpers import relative_error
 from helpers import to_numpy
 from keras import ops
 
+from keras_dualstream.layers import SemanticTokens
 from keras_dualstream.ops.average_pool import average_pool
+from keras_dualstream.ops.resample import adaptive_average_pool
 
 CASES = [((2, 14, 21, 3), (7, 7)), ((1, 15, 23, 2), (7, 7)), ((2, 9, 8, 1), (3, 2)), ((1, 5, 4, 3), (1, 4))]
 
@@ -44,13 +46,37 @@ def test_half_precision_rounds_once():
     assert np.abs(to_numpy(ops.cast(found, "float32")) - exact).max() <= 2**-8
 
 
+def semantic_tokens(x):
+    layer = SemanticTokens(grid_size=2)
+    layer.build(x.shape)
+    return layer(x)
+
+
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="reads JAX' programs")
-def test_is_no_window_reduction_on_jax():
+@pytest.mark.parametrize(
+    "pools", [lambda x: average_pool(x, (7, 7)), lambda x: adaptive_average_pool(x, 2, 2), semantic_tokens]
+)
+def test_is_no_window_reduction_on_jax(pools):
     """Whose gradient takes 40 ms where this one takes 0.4."""
     import jax
 
-    gradient = jax.grad(lambda x: ops.sum(average_pool(x, (7, 7))))
-    assert "reduce_window" not in str(jax.make_jaxpr(gradient)(np.zeros((1, 15, 14, 2), "float32")))
+    gradient = jax.grad(lambda x: ops.sum(pools(x)))
+    assert "reduce_window" not in str(jax.make_jaxpr(gradient)(np.zeros((1, 14, 14, 2), "float32")))
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="compiles for TensorFlow")
+@pytest.mark.parametrize(("jit_compile", "operation"), [(True, "Mean"), (False, "AvgPool")])
+def test_is_no_window_reduction_under_tensorflows_xla(jit_compile, operation):
+    import tensorflow as tf
+
+    traced = tf.function(lambda x: average_pool(x, (7, 7)), jit_compile=jit_compile)
+    graph = traced.get_concrete_function(tf.TensorSpec((1, 14, 14, 2), "float32")).graph
+    assert {"Mean", "AvgPool"} & {x.type for x in graph.get_operations()} == {operation}
+
+
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTorch refuses it")
+def test_a_window_that_does_not_fit_gives_nothing():
+    assert average_pool(ops.ones((1, 5, 14, 2)), (7, 7)).shape == (1, 0, 2, 2)
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="compiles and traces for TensorFlow")

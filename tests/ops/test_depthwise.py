@@ -234,14 +234,13 @@ def test_parts_at_once_are_one_convolution_each(sizes, dtype, unit):
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="differentiates by JAX")
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize(("size", "strides", "dilation_rate"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (5, 2, 1), (5, 1, 2)])
-def test_gradients_by_both_have_gradients_by_both(size, strides, dilation_rate, residual, float64):
-    """Three deep, as the loops that sum for the kernel have none of their own: those of Keras' own form."""
+@pytest.mark.parametrize(
+    ("size", "strides", "dilation_rate", "residual"), [(3, 1, 1, True), (3, 2, 1, False), (5, 1, 2, False)]
+)
+def test_gradients_by_both_have_derivatives_by_both(size, strides, dilation_rate, residual, float64):
+    """Backwards once more and forwards, as the loops that sum for the kernel lack some: those of Keras' own form."""
     import jax
 
-    if residual and strides != 1:
-        pytest.skip("a residual keeps the shape")
     rng = np.random.default_rng(0)
     x, kernel = jax.numpy.asarray(rng.standard_normal((2, 7, 6, 3))), jax.numpy.asarray(rng.random((size, size, 3, 1)))
     zeros = size // 2 * dilation_rate
@@ -254,17 +253,18 @@ def test_gradients_by_both_have_gradients_by_both(size, strides, dilation_rate, 
         y = ops.depthwise_conv(ops.pad(x, pads), kernel, strides, "valid", "channels_last", dilation_rate)
         return x + y if residual else y
 
-    def thrice(convolve):
-        def once(x, kernel):
-            return ops.sum(ops.sin(convolve(x, kernel)))
+    def gradient_of(convolve):
+        return jax.grad(lambda x, kernel: ops.sum(ops.sin(convolve(x, kernel))), (0, 1))
 
-        def norm(function):
-            return lambda *at: sum(ops.sum(g * g) for g in jax.grad(function, (0, 1))(*at))
+    def backwards(convolve):
+        return jax.grad(lambda *at: sum(ops.sum(g * g) for g in gradient_of(convolve)(*at)), (0, 1))(x, kernel)
 
-        return jax.grad(norm(norm(once)), (0, 1))(x, kernel)
+    def forwards(convolve):
+        return jax.jvp(gradient_of(convolve), (x, kernel), (jax.numpy.cos(x), jax.numpy.cos(kernel)))[1]
 
-    for found, expected in zip(thrice(ours), thrice(theirs), strict=True):
-        assert relative_error(found, expected) < 1e-10
+    for derivatives in (backwards, forwards):
+        for found, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
+            assert relative_error(found, expected) < 1e-10
 
 
 def test_a_multiplier_gives_each_channel_several():
