@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="PyTor
 def test_predictions_and_gradients_are_the_same(maker, monkeypatch):
     whole = maker(include_top=False, classes=None)
     # As far as P3, which has the forms of the whole and compiles in half of the time.
-    model = randomize(FlatModel(whole.input, whole.pyramid_outputs["P3"]))
+    # Of other seeds the two largest numbers of some window of DFvT's maximum are the same but for rounding, 4e-7 apart
+    # of 0, 2e-6 of 4: its gradient goes to one or the other, and kernels' before it are then 1e-4 apart.
+    model = randomize(FlatModel(whole.input, whole.pyramid_outputs["P3"]), seed=4)
     x = images(2, *model.input_shape[1:])
     weights = images(2, *model.output_shape[1:], seed=1)
 
