@@ -246,13 +246,13 @@ def _spread(x, strides):
     return x[:, : (height - 1) * strides[0] + 1, : (width - 1) * strides[1] + 1]
 
 
-def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat=repeat):
+def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, loop=repeat):
     """For each tap the product of the upstream gradient and what the tap read, summed; one tap after the other."""
     kernel_height, kernel_width, *samples, channels = taps_shape
     if (kernel_height, kernel_width) == strides == (1, 1) and not samples:
         return ops.reshape(_sum_of_samples(padded * upstream), taps_shape)
     if keras.config.backend() == "jax" and kernel_height * kernel_width <= FEW_TAPS:
-        return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat)
+        return _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, loop)
     extents = _extents(padded, taps_shape, strides, dilation_rate)
     window_shape = (ops.shape(padded)[0], *extents, channels)
 
@@ -265,7 +265,7 @@ def _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, repe
 
     of_tap = (*ops.shape(padded)[: len(samples)], channels)
     count = kernel_height * kernel_width
-    total = repeat(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
+    total = loop(count, add, ops.zeros((count, *of_tap), dtype=padded.dtype))
     return ops.reshape(total, (kernel_height, kernel_width, *of_tap))
 
 
@@ -282,18 +282,18 @@ def _differentiable(taps_shape, strides, dilation_rate):
         return _gradient_of_taps(upstream, padded, taps_shape, strides, dilation_rate, **options)
 
     compute = jax.custom_jvp(sums)
-    # As scans, which have gradients.
-    loops = functools.partial(sums, repeat=functools.partial(ops.fori_loop, 0))
+    # By scans, which have all derivatives.
+    by_scans = functools.partial(sums, loop=functools.partial(ops.fori_loop, 0))
 
     @compute.defjvp
     def slope(tensors, slopes):
         # It is linear in each of the two.
-        return compute(*tensors), loops(slopes[0], tensors[1]) + loops(tensors[0], slopes[1])
+        return compute(*tensors), by_scans(slopes[0], tensors[1]) + by_scans(tensors[0], slopes[1])
 
     return compute
 
 
-def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, repeat):
+def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, loop):
     """`_gradient_of_taps` of all taps at once, one row of the map after the other.
 
     Each tap has its own sum over the rows, so that XLA makes one loop of all products and sums.
@@ -311,7 +311,7 @@ def _gradient_of_few_taps(upstream, padded, taps_shape, strides, dilation_rate, 
         return tuple(total + values * given for total, values in zip(sums, read, strict=True))
 
     zeros = ops.zeros((batch, columns, channels), dtype=padded.dtype)
-    sums = repeat(rows, add, (zeros,) * (kernel_height * kernel_width))
+    sums = loop(rows, add, (zeros,) * (kernel_height * kernel_width))
     # One sum of them all: nine are as many programs of XLA's, to be set up one by one at the first step.
     return ops.reshape(ops.sum(ops.stack(sums), axis=2 if samples else (1, 2)), taps_shape)
 
